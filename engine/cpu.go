@@ -1,0 +1,61 @@
+package engine
+
+import (
+	"bufio"
+	"os"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/cpu"
+)
+
+// CPU describes the processor, for records of measurements.
+type CPU struct {
+	Model    string   `json:"model"`
+	Arch     string   `json:"arch"`
+	Cores    int      `json:"cores"`
+	Features []string `json:"features"`
+}
+
+// ThisCPU looks at the processor that the program runs on.
+func ThisCPU() CPU {
+	c := CPU{Model: cpuModel(), Arch: runtime.GOARCH, Cores: runtime.NumCPU()}
+	for _, f := range []struct {
+		name string
+		has  bool
+	}{
+		{"avx2", cpu.X86.HasAVX2}, {"fma", cpu.X86.HasFMA}, {"avx512f", cpu.X86.HasAVX512F}, {"avx512bw", cpu.X86.HasAVX512BW},
+		{"avx512vnni", cpu.X86.HasAVX512VNNI}, {"avxvnni", cpu.X86.HasAVXVNNI}, {"avx512bf16", cpu.X86.HasAVX512BF16},
+		{"amx-int8", cpu.X86.HasAMXInt8}, {"amx-bf16", cpu.X86.HasAMXBF16}, {"asimd", cpu.ARM64.HasASIMD},
+	} {
+		if f.has {
+			c.Features = append(c.Features, f.name)
+		}
+	}
+	return c
+}
+
+func cpuModel() string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if k, v, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(k) == "model name" {
+			return strings.TrimSpace(v)
+		}
+	}
+	return runtime.GOARCH
+}
+
+func goKernels() string {
+	if SIMD && cpu.X86.HasAVX2 {
+		return ", with its AVX kernels"
+	}
+	if !SIMD {
+		return "; built without GOEXPERIMENT=simd, so its matrix products run at a fraction of the speed: rebuild with GOEXPERIMENT=simd"
+	}
+	return ""
+}

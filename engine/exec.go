@@ -1,0 +1,57 @@
+package engine
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/gomlx/compute"
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+)
+
+// Exec compiles a graph function once per set of input shapes and calls it. Panics of graph building come back as
+// errors. It is safe for concurrent use.
+type Exec struct {
+	e       *graph.Exec
+	backend compute.Backend
+}
+
+// NewExec wraps a graph function. At most 32 different sets of input shapes are compiled unless NoLimit is called.
+func NewExec(b compute.Backend, f func(in []*graph.Node) []*graph.Node) (*Exec, error) {
+	e, err := graph.NewExec(b, f)
+	if err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	return &Exec{e, b}, nil
+}
+
+// NoLimit lifts the limit on compiled shapes.
+func (e *Exec) NoLimit() *Exec { e.e.SetMaxCache(-1); return e }
+
+// Call runs the function. Arguments are tensors, scalars, slices, or Donate results.
+func (e *Exec) Call(args ...any) (out []*tensors.Tensor, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			out, err = nil, fmt.Errorf("engine: %w", asError(r))
+		}
+	}()
+	return e.e.Call(args...)
+}
+
+// Donate hands a tensor's buffer to the next call, which may reuse it: the tensor is dead afterwards.
+func (e *Exec) Donate(t *tensors.Tensor) (any, error) {
+	return graph.DonateTensorBuffer(t, e.backend, 0)
+}
+
+// Finalize frees the compiled graphs.
+func (e *Exec) Finalize() { e.e.Finalize() }
+
+func asError(r any) error {
+	if e, ok := r.(runtime.Error); ok {
+		return fmt.Errorf("internal error: %w", e)
+	}
+	if e, ok := r.(error); ok {
+		return e
+	}
+	return fmt.Errorf("%v", r)
+}
