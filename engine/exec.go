@@ -5,6 +5,7 @@ import (
 	"runtime"
 
 	"github.com/gomlx/compute"
+	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 )
@@ -28,7 +29,7 @@ func NewExec(b compute.Backend, f func(in []*graph.Node) []*graph.Node) (*Exec, 
 // NoLimit lifts the limit on compiled shapes.
 func (e *Exec) NoLimit() *Exec { e.e.SetMaxCache(-1); return e }
 
-// Call runs the function. Arguments are tensors, scalars, slices, or Donate results.
+// Call runs the function. Arguments are tensors, scalars or slices.
 func (e *Exec) Call(args ...any) (out []*tensors.Tensor, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -38,9 +39,31 @@ func (e *Exec) Call(args ...any) (out []*tensors.Tensor, err error) {
 	return e.e.Call(args...)
 }
 
-// Donate hands a tensor's buffer to the next call, which may reuse it: the tensor is dead afterwards.
-func (e *Exec) Donate(t *tensors.Tensor) (any, error) {
-	return graph.DonateTensorBuffer(t, e.backend, 0)
+// CallDonating runs the function on tensors and lets it reuse the buffers of those that are marked: they are dead
+// afterwards. The graph is compiled first, so an error in building it costs nobody a tensor.
+func (e *Exec) CallDonating(in []*tensors.Tensor, donate []bool) (out []*tensors.Tensor, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			out, err = nil, fmt.Errorf("engine: %w", asError(r))
+		}
+	}()
+	sh := make([]shapes.Shape, len(in))
+	for i, t := range in {
+		sh[i] = t.Shape()
+	}
+	if _, err := e.e.Compile(sh...); err != nil {
+		return nil, err
+	}
+	args := make([]any, len(in))
+	for i, t := range in {
+		args[i] = t
+		if donate[i] {
+			if args[i], err = graph.DonateTensorBuffer(t, e.backend, 0); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return e.e.Call(args...)
 }
 
 // Finalize frees the compiled graphs.
