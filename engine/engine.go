@@ -138,4 +138,12 @@ func Go() compute.Backend {
 
 // GatherConvolution says whether convolutions should be lowered to a gather of patches and a product: the backend's
 // own convolution is slower than that.
-func GatherConvolution(b compute.Backend) bool { return b.Name() == "go" }
+func GatherConvolution(b compute.Backend) bool { return Name(b) == "go" }
+
+// Name is the short name of an open backend: "go", "native", "xla".
+func Name(b compute.Backend) string {
+	if n := b.Name(); n != "Go Backend" { // what GoMLX's portable backend calls itself
+		return n
+	}
+	return "go"
+}

@@ -220,7 +220,7 @@ func (d Conv) Lower(c *Ctx, xs []*graph.Node) []*graph.Node {
 	switch {
 	case d.pointwise():
 		y = d.product(x, w)
-	case !c.SecondOrder && !engine.GatherConvolution(c.G.Backend()):
+	case !c.SecondOrder && !engine.GatherConvolution(c.G.Backend()) && !d.stridesAndDilates():
 		y = d.native(x, w)
 	case d.groups() == x.Shape().Dimensions[n+1] && d.Out == d.groups():
 		y = d.shifted(x, w)
@@ -241,6 +241,15 @@ func (d Conv) pointwise() bool {
 		}
 	}
 	return d.groups() == 1
+}
+
+// stridesAndDilates kernels are refused by GoMLX's convolution.
+func (d Conv) stridesAndDilates() bool {
+	strides, dilates := false, false
+	for i := range d.Kernel {
+		strides, dilates = strides || d.stride(i) > 1, dilates || d.dilation(i) > 1
+	}
+	return strides && dilates
 }
 
 func (d Conv) product(x, w *graph.Node) *graph.Node {
