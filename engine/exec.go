@@ -19,7 +19,17 @@ type Exec struct {
 
 // NewExec wraps a graph function. At most 32 different sets of input shapes are compiled unless NoLimit is called.
 func NewExec(b compute.Backend, f func(in []*graph.Node) []*graph.Node) (*Exec, error) {
-	e, err := graph.NewExec(b, f)
+	// GoMLX turns a panic with an error into an error. One with anything else it lets through, and then waits for ever
+	// at the next call with these shapes.
+	guarded := func(in []*graph.Node) []*graph.Node {
+		defer func() {
+			if r := recover(); r != nil {
+				panic(asError(r))
+			}
+		}()
+		return f(in)
+	}
+	e, err := graph.NewExec(b, guarded)
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}

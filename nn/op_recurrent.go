@@ -131,7 +131,9 @@ func (d GRU) Params(in []shapes.Shape) []Spec {
 func (d GRU) Lower(c *Ctx, in []*graph.Node) []*graph.Node {
 	x, mask, h, _ := recurrentInputs(in, d.Hidden, false)
 	n := d.Hidden
-	bias := func(v *graph.Node, b string) *graph.Node { return graph.Add(v, graph.ExpandLeftToRank(c.P(b), v.Rank())) }
+	bias := func(v *graph.Node, b string) *graph.Node {
+		return graph.Add(v, graph.ExpandLeftToRank(c.P(b), v.Rank()))
+	}
 	px := d.Norm.apply(c, bias(project(x, c.P("w")), "b"), d.Norm.Input, "x")
 	pc := d.Norm.apply(c, bias(project(x, c.P("wc")), "bc"), d.Norm.Input, "xc")
 	u, uc := c.P("u"), c.P("uc")

@@ -83,7 +83,7 @@ func (g *graph) infer() error {
 				return fmt.Errorf("%s: output %q is not supported", n, o)
 			}
 			for _, d := range v.shape {
-				if d.k < 0 || d.compare(fixed(1)) < 0 {
+				if v.c == nil && (d.k < 0 || d.compare(fixed(1)) < 0) {
 					return fmt.Errorf("%s: its output would be %s, without elements", n, shapeString(v.shape))
 				}
 			}

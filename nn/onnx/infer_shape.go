@@ -380,7 +380,7 @@ func (g *graph) sliceSpecs(n *node, x *value) ([]sliceSpec, error) {
 		}
 		from, to := starts[i], ends[i]
 		if !size.static() || !from.static() || !to.static() {
-			if step == 1 && from == fixed(0) && (to == size || (to.static() && to.c >= 1<<30)) {
+			if step == 1 && from == fixed(0) && (to == size || (to.static() && to.c >= 1<<24)) {
 				continue
 			}
 			if size.static() && step == 1 && from == fixed(0) && to.compare(size) >= 0 {
