@@ -94,9 +94,12 @@ type Set struct {
 	Select func(dst, cond, a, b []float32)
 	// MulAdd writes a*b+c.
 	MulAdd func(dst, a, b, c []float32)
-	// Sum and Max reduce a vector, in an order that depends on its length only. Max of nothing is -Inf; a NaN wins.
-	Sum func(x []float32) float32
-	Max func(x []float32) float32
+	// SumRows and MaxRows reduce each row of cols elements, dst[r] = sum(x[r*cols:][:cols]), in an order that depends on
+	// cols only. The largest of no elements is -Inf; a NaN wins.
+	SumRows func(dst, x []float32, cols int)
+	MaxRows func(dst, x []float32, cols int)
+	// FillRows writes v[r] into all cols elements of row r of x.
+	FillRows func(x, v []float32, cols int)
 
 	tile tiles
 }

@@ -4,7 +4,7 @@ import "math"
 
 // twins returns the plain Go kernels, which define all others.
 func twins() *Set {
-	s := &Set{Select: selectTwin, MulAdd: mulAddTwin, Sum: sumTwin, Max: maxTwin, tile: twinTiles()}
+	s := &Set{Select: selectTwin, MulAdd: mulAddTwin, SumRows: rows(sumTwin), MaxRows: rows(maxTwin), FillRows: fillRowsTwin, tile: twinTiles()}
 	s.Unary = [numUnary]func(dst, x []float32){
 		Copy:     func(dst, x []float32) { copy(dst, x) },
 		Neg:      unary(func(x float32) float32 { return -x }),
@@ -88,6 +88,24 @@ func mulAddTwin(dst, a, b, c []float32) {
 	a, b, c = a[:len(dst)], b[:len(dst)], c[:len(dst)]
 	for i := range dst {
 		dst[i] = a[i]*b[i] + c[i]
+	}
+}
+
+// rows lifts a reduction of a vector to rows.
+func rows(f func(x []float32) float32) func(dst, x []float32, cols int) {
+	return func(dst, x []float32, cols int) {
+		for r := range dst {
+			dst[r] = f(x[r*cols : r*cols+cols])
+		}
+	}
+}
+
+func fillRowsTwin(x, v []float32, cols int) {
+	for r, a := range v {
+		row := x[r*cols : r*cols+cols]
+		for i := range row {
+			row[i] = a
+		}
 	}
 }
 

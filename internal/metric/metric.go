@@ -171,7 +171,7 @@ func SoftmaxKL(p, q []float32, classes int) (float64, error) {
 	total := 0.
 	for i := 0; i < len(p); i += classes {
 		a, b := p[i:i+classes], q[i:i+classes]
-		la, lb := LogSumExp(a), LogSumExp(b)
+		la, lb := logSumExp(a), logSumExp(b)
 		for j := range a {
 			if math.IsInf(float64(a[j]), -1) {
 				continue // p = 0 adds nothing
@@ -183,8 +183,8 @@ func SoftmaxKL(p, q []float32, classes int) (float64, error) {
 	return max(total, 0) / float64(len(p)/classes), nil
 }
 
-// LogSumExp is log Σ exp(x) without overflow; -Inf of nothing.
-func LogSumExp(x []float32) float64 {
+// logSumExp is log Σ exp(x) without overflow; -Inf of nothing.
+func logSumExp(x []float32) float64 {
 	m := math.Inf(-1)
 	for _, v := range x {
 		m = max(m, float64(v))

@@ -39,9 +39,22 @@ func goldenInput(kind string, shape []int) *tensors.Tensor {
 	for _, d := range shape {
 		n *= d
 	}
+	mix := func(h uint64) uint64 { return (h ^ h>>15) * 2246822519 % (1 << 32) }
 	hash := func(i int) uint64 {
-		h := (uint64(i)*2654435761 + 12345) % (1 << 32)
-		return (h ^ h>>15) * 2246822519 % (1 << 32)
+		return mix((uint64(i)*2654435761 + 12345) % (1 << 32))
+	}
+	if kind == "page" {
+		v := make([]float32, n)
+		c, h, w := shape[1], shape[2], shape[3]
+		for i := range v {
+			x, y, k := i%w, i/w%h, i/(w*h*c)
+			row, line := y/10, y%10
+			spot := mix(uint64(x/3*2654435761+row*40503+k*977+line/3*7919) % (1 << 32))
+			if v[i] = 2; row%2 == 1 && line >= 2 && spot>>8%2 != 0 && x >= 16 && x < w-16 {
+				v[i] = -2
+			}
+		}
+		return tensors.FromFlatDataAndDimensions(v, shape...)
 	}
 	if kind == "bytes" {
 		v := make([]int32, n)

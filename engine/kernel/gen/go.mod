@@ -2,4 +2,10 @@ module github.com/lathe-ml/lathe/engine/kernel/gen
 
 go 1.27
 
-require github.com/mmcloughlin/avo v0.5.0 // indirect
+require github.com/mmcloughlin/avo v0.5.0
+
+require (
+	golang.org/x/mod v0.6.0 // indirect
+	golang.org/x/sys v0.1.0 // indirect
+	golang.org/x/tools v0.2.0 // indirect
+)

@@ -1,0 +1,210 @@
+package compress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/gomlx/compute"
+	"github.com/gomlx/gomlx/core/tensors"
+
+	"github.com/lathe-ml/lathe/internal/metric"
+	"github.com/lathe-ml/lathe/nn"
+)
+
+// Agreement says how alike the outputs of two networks are on the same cases.
+type Agreement struct {
+	Cases  int     `json:"cases"`
+	MSE    float64 `json:"mse"`    // mean squared difference of the outputs
+	Cosine float64 `json:"cosine"` // mean over cases of the cosine of the two outputs
+	KL     float64 `json:"kl"`     // mean over cases of KL(float ‖ compressed) of the outputs' softmax, in nats
+	Top1   float64 `json:"top1"`   // share of cases in which the greatest output is the same, in [0,1]
+}
+
+// Compare measures how far got is from want: outputs of n cases of the same width, row-major. The outputs are read as
+// logits; when every case of want is a probability vector (as of a network that ends in softmax), KL compares those
+// directly.
+func Compare(want, got []float32, width int) (Agreement, error) {
+	if width <= 0 || len(want) != len(got) || len(want) == 0 || len(want)%width != 0 {
+		return Agreement{}, fmt.Errorf("compress: cannot compare outputs of %d and %d values in cases of %d", len(want), len(got), width)
+	}
+	a := Agreement{Cases: len(want) / width}
+	p, q := want, got
+	if probabilities(want, width) {
+		p, q = logs(want), logs(got)
+	}
+	var err [3]error
+	a.MSE, err[0] = metric.MSE(want, got)
+	a.KL, err[1] = metric.SoftmaxKL(p, q, width)
+	a.Top1, err[2] = metric.Agreement(want, got, width)
+	for i := 0; i < len(want); i += width {
+		c, err := metric.Cosine(want[i:i+width], got[i:i+width])
+		if err != nil {
+			return a, err
+		}
+		a.Cosine += c / float64(a.Cases)
+	}
+	return a, errors.Join(err[:]...)
+}
+
+// probabilities says whether every case is non-negative and sums to one.
+func probabilities(x []float32, width int) bool {
+	if width < 2 {
+		return false
+	}
+	for i := 0; i < len(x); i += width {
+		sum := 0.
+		for _, v := range x[i : i+width] {
+			if v < 0 {
+				return false
+			}
+			sum += float64(v)
+		}
+		if math.Abs(sum-1) > 1e-3 {
+			return false
+		}
+	}
+	return true
+}
+
+// logs are the logits of probabilities, floored at 1e-12.
+func logs(x []float32) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = float32(math.Log(max(float64(v), 1e-12)))
+	}
+	return out
+}
+
+// Accuracy is the share of cases whose greatest output is the label's, in [0,1].
+func Accuracy(outputs []float32, width int, labels []int) (float64, error) {
+	for i, l := range labels {
+		if l < 0 || l >= width {
+			return 0, fmt.Errorf("compress: label %d of case %d; the network has %d classes", l, i, width)
+		}
+	}
+	return metric.Accuracy(outputs, width, labels)
+}
+
+// RelativeError is ‖got − want‖²/‖want‖²; 0 when both are 0, +Inf when only want is.
+func RelativeError(want, got []float32) float64 {
+	var d, w float64
+	for i := range want {
+		e := float64(got[i]) - float64(want[i])
+		d += e * e
+		w += float64(want[i]) * float64(want[i])
+	}
+	return ratio(d, w)
+}
+
+func ratio(d, w float64) float64 {
+	if d == 0 {
+		return 0
+	}
+	return d / w
+}
+
+// SiteErrors returns ‖y_q − y‖²/‖y‖² of each named value, y in the float network and y_q in the compressed one, over all
+// cases.
+func SiteErrors(ctx context.Context, b compute.Backend, float, compressed *nn.Network, x Examples, batch int, values []string) ([]float64, error) {
+	f, err := NewEvaluator(b, float, batch, values...)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	c, err := NewEvaluator(b, compressed, batch, values...)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	diff, size := make([]float64, len(values)), make([]float64, len(values))
+	from := 0
+	err = f.Each(ctx, x, func(n int, want []*tensors.Tensor) error {
+		part, err := x.Slice(from, from+n, f.batch)
+		if err != nil {
+			return err
+		}
+		from += n
+		got, err := c.runner.Run(part...)
+		if err != nil {
+			return err
+		}
+		for i := range values {
+			w, _, err := rows(want[len(float.Outputs)+i], n)
+			if err != nil {
+				return err
+			}
+			g, _, err := rows(got[len(compressed.Outputs)+i], n)
+			if err != nil {
+				return err
+			}
+			if len(w) != len(g) {
+				return fmt.Errorf("compress: %q has %d values in one network and %d in the other", values[i], len(w), len(g))
+			}
+			for j := range w {
+				e := float64(g[j]) - float64(w[j])
+				diff[i] += e * e
+				size[i] += float64(w[j]) * float64(w[j])
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range diff {
+		diff[i] = ratio(diff[i], size[i])
+	}
+	return diff, nil
+}
+
+// Stored is a weight form that knows its size in bytes, scales and tables included.
+type Stored interface {
+	StoredBytes(param func(local string) *nn.Param) int64
+}
+
+// WeightBytes is the stored size of a site's weight; a form that does not say otherwise counts its parameters but the
+// bias.
+func WeightBytes(net *nn.Network, site *nn.Node) int64 {
+	if lin, ok := site.Op.(nn.Linear); ok {
+		if s, ok := lin.Repr().(Stored); ok {
+			return s.StoredBytes(func(local string) *nn.Param { return net.Param(site, local) })
+		}
+	}
+	var n int64
+	for local, p := range site.P {
+		if q := net.Params.Get(p); q != nil && local != "b" {
+			n += q.Value.ByteSize()
+		}
+	}
+	return n
+}
+
+// Size is the stored size of a network's parameters in bytes: packed codes for compressed sites, what their type takes
+// for all others. A parameter that several nodes share counts once.
+func Size(net *nn.Network) int64 {
+	var n int64
+	counted := map[string]bool{}
+	for _, x := range net.Sites() {
+		s, ok := x.Op.(nn.Linear).Repr().(Stored)
+		if !ok {
+			continue
+		}
+		fresh := false
+		for local, p := range x.P {
+			if local != "b" && !counted[p] {
+				counted[p], fresh = true, true
+			}
+		}
+		if fresh {
+			n += s.StoredBytes(func(local string) *nn.Param { return net.Param(x, local) })
+		}
+	}
+	for p := range net.Params.All() {
+		if !counted[p.Name] {
+			n += p.Value.ByteSize()
+		}
+	}
+	return n
+}

@@ -1,0 +1,51 @@
+// Package quant makes the weights and activations of a trained network low-precision integers.
+//
+// It holds the number formats (Affine, LogSqrt2, Log2), how their parameters are fitted to data (CalibrateUniform,
+// CalibrateLogSqrt2), how a site stores such weights (Uniform), the operations that quantise activations (FakeQuantize,
+// LogQuantize), and the methods: RepQViT for pre-norm transformers, MinMaxPTQ for any feed-forward network.
+package quant
+
+import (
+	"errors"
+	"fmt"
+	"math"
+)
+
+var (
+	// ErrBits: the number of bits is outside 2..8.
+	ErrBits = errors.New("bits must be 2 to 8")
+	// ErrEmpty: there is nothing to calibrate on.
+	ErrEmpty = errors.New("the calibration set is empty")
+	// ErrNotFinite: a weight or an activation is NaN or infinite.
+	ErrNotFinite = errors.New("NaN or infinite value")
+	// ErrNegative: the log quantisers hold values of [0, ∞), such as softmax outputs.
+	ErrNegative = errors.New("negative value in a log quantiser")
+	// ErrSharedNorm: a norm's output feeds something beside its linear readers (in a post-norm network, the residual
+	// stream), so rescaling it would change the function.
+	ErrSharedNorm = errors.New("the norm also feeds something that cannot absorb its scale")
+)
+
+func checkBits(bits int) error {
+	if bits < 2 || bits > 8 {
+		return fmt.Errorf("quant: %d bits: %w", bits, ErrBits)
+	}
+	return nil
+}
+
+func checkFinite(x []float32) error {
+	for i, v := range x {
+		if v-v != 0 {
+			return fmt.Errorf("quant: value %d is %g: %w", i, v, ErrNotFinite)
+		}
+	}
+	return nil
+}
+
+func checkFinite64(what string, x []float64) error {
+	for i, v := range x {
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return fmt.Errorf("quant: %s %d is %g: %w", what, i, v, ErrNotFinite)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,81 @@
+//go:build !race
+
+package kernel
+
+// assemble puts the assembly kernels of the set's level over the twins.
+func assemble(s *Set) {
+	switch s.Level {
+	case AVX2:
+		s.Unary[Neg] = negAVX2
+		s.Unary[Abs] = absAVX2
+		s.Unary[Sqrt] = sqrtAVX2
+		s.Unary[Rsqrt] = rsqrtAVX2
+		s.Unary[Exp] = expAVX2
+		s.Unary[Log] = logAVX2
+		s.Unary[Tanh] = tanhAVX2
+		s.Unary[Logistic] = logisticAVX2
+		s.Unary[Erf] = erfAVX2
+		s.Unary[Sign] = signAVX2
+		s.Unary[Floor] = floorAVX2
+		s.Unary[Ceil] = ceilAVX2
+		s.Unary[Round] = roundAVX2
+		s.Unary[Not] = notAVX2
+		s.Unary[IsNaN] = isNaNAVX2
+		s.Unary[IsFinite] = isFiniteAVX2
+		s.Unary[Square] = squareAVX2
+		s.Binary[Add] = addAVX2
+		s.Binary[Sub] = subAVX2
+		s.Binary[Mul] = mulAVX2
+		s.Binary[Div] = divAVX2
+		s.Binary[Max] = maxAVX2
+		s.Binary[Min] = minAVX2
+		s.Binary[Eq] = eqAVX2
+		s.Binary[Ne] = neAVX2
+		s.Binary[Lt] = ltAVX2
+		s.Binary[Le] = leAVX2
+		s.Binary[Gt] = gtAVX2
+		s.Binary[Ge] = geAVX2
+		s.Select, s.MulAdd = selectAVX2, mulAddAVX2
+		s.SumRows, s.MaxRows, s.FillRows = sumRowsAVX2, maxRowsAVX2, fillRowsAVX2
+		s.tile = tiles{mr: 6, nr: 16, masked: false, f: [2][maxTileRows + 1]func(*tileArgs){
+			{nil, tile1x8AVX2, tile2x8AVX2, tile3x8AVX2, tile4x8AVX2, tile5x8AVX2, tile6x8AVX2},
+			{nil, tile1x16AVX2, tile2x16AVX2, tile3x16AVX2, tile4x16AVX2, tile5x16AVX2, tile6x16AVX2},
+		}}
+	case AVX512:
+		s.Unary[Neg] = negAVX512
+		s.Unary[Abs] = absAVX512
+		s.Unary[Sqrt] = sqrtAVX512
+		s.Unary[Rsqrt] = rsqrtAVX512
+		s.Unary[Exp] = expAVX512
+		s.Unary[Log] = logAVX512
+		s.Unary[Tanh] = tanhAVX512
+		s.Unary[Logistic] = logisticAVX512
+		s.Unary[Erf] = erfAVX512
+		s.Unary[Sign] = signAVX512
+		s.Unary[Floor] = floorAVX512
+		s.Unary[Ceil] = ceilAVX512
+		s.Unary[Round] = roundAVX512
+		s.Unary[Not] = notAVX512
+		s.Unary[IsNaN] = isNaNAVX512
+		s.Unary[IsFinite] = isFiniteAVX512
+		s.Unary[Square] = squareAVX512
+		s.Binary[Add] = addAVX512
+		s.Binary[Sub] = subAVX512
+		s.Binary[Mul] = mulAVX512
+		s.Binary[Div] = divAVX512
+		s.Binary[Max] = maxAVX512
+		s.Binary[Min] = minAVX512
+		s.Binary[Eq] = eqAVX512
+		s.Binary[Ne] = neAVX512
+		s.Binary[Lt] = ltAVX512
+		s.Binary[Le] = leAVX512
+		s.Binary[Gt] = gtAVX512
+		s.Binary[Ge] = geAVX512
+		s.Select, s.MulAdd = selectAVX512, mulAddAVX512
+		s.SumRows, s.MaxRows, s.FillRows = sumRowsAVX512, maxRowsAVX512, fillRowsAVX512
+		s.tile = tiles{mr: 8, nr: 32, masked: true, f: [2][maxTileRows + 1]func(*tileArgs){
+			{nil, tile1x16AVX512, tile2x16AVX512, tile3x16AVX512, tile4x16AVX512, tile5x16AVX512, tile6x16AVX512, tile7x16AVX512, tile8x16AVX512},
+			{nil, tile1x32AVX512, tile2x32AVX512, tile3x32AVX512, tile4x32AVX512, tile5x32AVX512, tile6x32AVX512, tile7x32AVX512, tile8x32AVX512},
+		}}
+	}
+}

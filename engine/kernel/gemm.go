@@ -1,0 +1,366 @@
+package kernel
+
+import "unsafe"
+
+// kBlock is the length into which contractions are cut, so that a panel of B stays in the first cache. It fixes the
+// order of summation, so it is the same at every level and for any number of workers.
+const kBlock = 256
+
+// mBlock is about the number of rows that one piece of work computes.
+const mBlock = 96
+
+// Operand says where the elements of a matrix lie in a slice: element (b, i, k) at Batch[b] + Rows[i] + K[k]. Tables of
+// offsets express transposes, batch axes, slices and the windows of a convolution alike. K[0] is 0.
+type Operand struct{ Batch, Rows, K []int32 }
+
+// Gemm is a planned product C[b,m,n] = sum over k of A[b,m,k] * B[b,n,k], for given shapes and places. Both operands
+// are addressed by rows and k; C has rows of N contiguous elements, LDC apart. A Gemm holds the state of its run, so it
+// must not run twice at once.
+type Gemm struct {
+	m, n, k, batches int
+	a, b             Operand
+	cBatch           []int32
+	ldc              int
+	set              *Set
+
+	// A's rows or k at a constant stride; 0 where they are not.
+	aRow, aK   int
+	packA      bool
+	packB      bool
+	bK         int // stride of B's k if constant, else 0
+	panels     int
+	blocks     [][]run // A's runs of each block of k
+	small      bool    // whole batches are pieces of work
+	perPiece   int     // batches (small) or rows of a piece
+	pieces     int
+	nSplit     int // panels of a piece
+	nPieces    int
+	packPieces int
+
+	// the run
+	ws         *Workspace
+	av, bv, cv []float32
+	bi         int
+}
+
+// NewGemm plans a product. cBatch holds C's offset for each batch.
+func NewGemm(set *Set, m, n, k int, a, b Operand, cBatch []int32, ldc int) *Gemm {
+	g := &Gemm{m: m, n: n, k: k, batches: len(cBatch), a: a, b: b, cBatch: cBatch, ldc: ldc, set: set}
+	t := &set.tile
+	aRow, rowsRegular := stride(a.Rows)
+	aK, kRegular := stride(a.K)
+	if rowsRegular {
+		g.aRow = aRow
+	}
+	g.aK = 1
+	if kRegular {
+		g.aK = aK
+	}
+	for k0 := 0; k0 < k; k0 += kBlock {
+		g.blocks = append(g.blocks, runsOf(a.K[k0:min(k, k0+kBlock)], g.aK))
+	}
+	shortRuns := !kRegular && len(g.blocks) > 0 && min(k, kBlock)/len(g.blocks[0]) < 3
+	g.panels = (n + t.nr - 1) / t.nr
+	reuse := n > 2*t.nr && m > 24
+	g.packA = shortRuns || reuse && g.aK != 1 || kRegular && k > kBlock && n >= 4*t.nr && m > 24
+	bk, bKRegular := stride(b.K)
+	if bKRegular {
+		g.bK = bk
+	}
+	g.packB = !(bKRegular && contiguous(b.Rows) && (t.masked || n%t.nr == 0) && m <= 64 && bk*4 < 2048 || m <= t.mr && bKRegular && contiguous(b.Rows) && (t.masked || n%t.nr == 0))
+
+	g.small = g.batches > 1 && (m*n*k <= 1<<20 || g.batches >= 64)
+	if g.small {
+		g.perPiece = max(1, (1<<17)/max(1, m*n*k))
+		g.pieces, g.nPieces, g.nSplit = (g.batches+g.perPiece-1)/g.perPiece, 1, g.panels
+		return g
+	}
+	mb := (m + mBlock - 1) / mBlock
+	g.perPiece = (m + mb - 1) / max(1, mb)
+	g.perPiece = (g.perPiece + t.mr - 1) / t.mr * t.mr
+	mb = (m + g.perPiece - 1) / g.perPiece
+	g.nPieces = 1
+	if mb < 16 && m*n*k > 1<<18 {
+		g.nPieces = min(g.panels, (16+mb-1)/mb)
+	}
+	g.nSplit = (g.panels + g.nPieces - 1) / max(1, g.nPieces)
+	g.nPieces = (g.panels + g.nSplit - 1) / g.nSplit
+	g.pieces = mb * g.nPieces
+	g.packPieces = len(g.blocks) * g.panels
+	return g
+}
+
+// stride returns the constant distance of a table's entries, if there is one.
+func stride(t []int32) (int, bool) {
+	if len(t) < 2 {
+		return 1, true
+	}
+	s := t[1] - t[0]
+	for i := 2; i < len(t); i++ {
+		if t[i]-t[i-1] != s {
+			return 0, false
+		}
+	}
+	return int(s), true
+}
+
+func contiguous(t []int32) bool { s, ok := stride(t); return ok && s == 1 }
+
+// runsOf cuts a table into stretches of the given stride.
+func runsOf(t []int32, s int) (runs []run) {
+	for i := 0; i < len(t); {
+		e := i + 1
+		for e < len(t) && int(t[e]-t[e-1]) == s {
+			e++
+		}
+		runs = append(runs, run{int(t[i]), e - i})
+		i = e
+	}
+	return runs
+}
+
+// Flops returns the number of multiplications and additions.
+func (g *Gemm) Flops() float64 {
+	return 2 * float64(g.batches) * float64(g.m) * float64(g.n) * float64(g.k)
+}
+
+// Workspace is the memory that products use while they run: Grow it for every Gemm that will use it, then run them one
+// after the other.
+type Workspace struct {
+	shared []float32
+	worker []workerSpace
+}
+
+type workerSpace struct {
+	a, b []float32
+	args tileArgs
+	one  [1]run
+	_    [64]byte
+}
+
+// NewWorkspace returns an empty workspace for a pool of that many workers.
+func NewWorkspace(threads int) *Workspace { return &Workspace{worker: make([]workerSpace, threads)} }
+
+// Bytes returns the memory held.
+func (w *Workspace) Bytes() (n int) {
+	n = 4 * len(w.shared)
+	for i := range w.worker {
+		n += 4 * (len(w.worker[i].a) + len(w.worker[i].b))
+	}
+	return n
+}
+
+// Grow makes room for a product.
+func (w *Workspace) Grow(g *Gemm) {
+	kk, t := min(g.k, kBlock), &g.set.tile
+	if g.packB && !g.small {
+		w.shared = atLeast(w.shared, g.panels*t.nr*g.k)
+	}
+	for i := range w.worker {
+		s := &w.worker[i]
+		if g.packB && g.small {
+			s.b = atLeast(s.b, g.panels*t.nr*kk)
+		}
+		if g.packA {
+			s.a = atLeast(s.a, (mBlock+4*maxTileRows)*kk)
+		}
+	}
+}
+
+func atLeast(s []float32, n int) []float32 {
+	if len(s) < n {
+		return make([]float32, n)
+	}
+	return s
+}
+
+// Run computes c from a and b, which begin where the tables' offset 0 points.
+func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32) {
+	if g.m == 0 || g.n == 0 || g.batches == 0 {
+		return
+	}
+	if g.k == 0 {
+		for _, o := range g.cBatch {
+			for i := range g.m {
+				clear(c[int(o)+i*g.ldc:][:g.n])
+			}
+		}
+		return
+	}
+	g.ws, g.av, g.bv, g.cv = ws, a, b, c
+	if g.small {
+		pool.Run(g.pieces, (*gemmBatches)(g))
+	} else {
+		for g.bi = range g.batches {
+			if g.packB {
+				pool.Run(g.packPieces, (*gemmPack)(g))
+			}
+			pool.Run(g.pieces, (*gemmTiles)(g))
+		}
+	}
+	g.av, g.bv, g.cv = nil, nil, nil
+}
+
+// gemmBatches does whole batches, one after the other.
+type gemmBatches Gemm
+
+func (j *gemmBatches) Do(worker, i int) {
+	g := (*Gemm)(j)
+	w := &g.ws.worker[worker]
+	for bi := i * g.perPiece; bi < min(g.batches, (i+1)*g.perPiece); bi++ {
+		for kb := range g.blocks {
+			if g.packB {
+				for p := range g.panels {
+					g.packPanel(w.b[g.panelAt(p, kb):], bi, p, kb)
+				}
+			}
+			g.block(w, w.b, bi, kb, 0, g.m, 0, g.panels)
+		}
+	}
+}
+
+// gemmPack packs one panel of one block of k.
+type gemmPack Gemm
+
+func (j *gemmPack) Do(_, i int) {
+	g := (*Gemm)(j)
+	kb, p := i/g.panels, i%g.panels
+	g.packPanel(g.ws.shared[g.blockAt(kb)+g.panelAt(p, kb):], g.bi, p, kb)
+}
+
+// gemmTiles computes some rows and panels of C.
+type gemmTiles Gemm
+
+func (j *gemmTiles) Do(worker, i int) {
+	g := (*Gemm)(j)
+	m0, p0 := i/g.nPieces*g.perPiece, i%g.nPieces*g.nSplit
+	for kb := range g.blocks {
+		var packed []float32
+		if g.packB {
+			packed = g.ws.shared[g.blockAt(kb):]
+		}
+		g.block(&g.ws.worker[worker], packed, g.bi, kb, m0, min(g.m, m0+g.perPiece), p0, min(g.panels, p0+g.nSplit))
+	}
+}
+
+func (g *Gemm) blockLen(kb int) int    { return min(kBlock, g.k-kb*kBlock) }
+func (g *Gemm) blockAt(kb int) int     { return kb * kBlock * g.panels * g.set.tile.nr }
+func (g *Gemm) panelAt(p, kb int) int  { return p * g.set.tile.nr * g.blockLen(kb) }
+func (g *Gemm) panelCols(p int) int    { return min(g.set.tile.nr, g.n-p*g.set.tile.nr) }
+func (g *Gemm) halfWide(cols int) bool { return cols*2 <= g.set.tile.nr }
+
+// block adds one block of k to rows m0 to m1 and panels p0 to p1 of C, a few rows at a time, so that their part of A
+// stays in cache.
+func (g *Gemm) block(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 int) {
+	most := mBlock + 2*maxTileRows
+	parts := (m1 - m0 + most - 1) / most
+	for i := range parts {
+		g.rows(w, packedB, bi, kb, m0+(m1-m0)*i/parts, m0+(m1-m0)*(i+1)/parts, p0, p1)
+	}
+}
+
+func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 int) {
+	t, kk := &g.set.tile, g.blockLen(kb)
+	a, b, c := g.av[g.a.Batch[bi]:], g.bv[g.b.Batch[bi]:], g.cv[g.cBatch[bi]:]
+	n := (m1 - m0 + t.mr - 1) / t.mr // tiles, of nearly equal heights
+	first := func(i int) int { return m0 + (m1-m0)*i/n }
+	runs, args := g.blocks[kb], &w.args
+	args.aks, args.ldc, args.acc = g.aK, g.ldc*4, min(kb, 1)
+	if g.packA {
+		w.one[0] = run{0, kk}
+		runs, args.aks = w.one[:], t.mr
+		for i := range n {
+			g.packRows(w.a[i*t.mr*kk:], a, first(i), first(i+1), kb)
+		}
+	}
+	for p := p0; p < p1; p++ {
+		args.cols = g.panelCols(p)
+		j0, wide := p*t.nr, 1
+		if g.halfWide(args.cols) {
+			wide = 0
+		}
+		if g.packB {
+			args.b, args.bks = &packedB[g.panelAt(p, kb)], t.nr*4>>(1-wide)
+		} else {
+			args.b, args.bks = &b[int(g.b.Rows[j0])+int(g.b.K[kb*kBlock])], g.bK*4
+		}
+		for i := range n {
+			r, end := first(i), first(i+1)
+			for x := range end - r {
+				if g.packA {
+					args.rows[x] = &w.a[i*t.mr*kk+x]
+				} else {
+					args.rows[x] = &a[g.a.Rows[r+x]]
+				}
+			}
+			args.runs, args.n, args.c = &runs[0], len(runs), &c[r*g.ldc+j0]
+			t.f[wide][end-r](args)
+		}
+	}
+}
+
+// packRows lays rows r to end of A out as [k][mr].
+func (g *Gemm) packRows(d, a []float32, r, end, kb int) {
+	mr, k0, kk := g.set.tile.mr, kb*kBlock, g.blockLen(kb)
+	if g.aRow == 1 && end-r > 1 { // rows lie side by side
+		o := int(g.a.Rows[r])
+		for k := range kk {
+			copy(d[k*mr:k*mr+end-r], a[o+int(g.a.K[k0+k]):])
+		}
+		return
+	}
+	for x := range end - r {
+		o := int(g.a.Rows[r+x])
+		if g.aK == 1 && len(g.blocks[kb]) == 1 {
+			q := unsafe.Pointer(&d[x])
+			for k, v := range a[o+int(g.a.K[k0]):][:kk] {
+				*(*float32)(unsafe.Add(q, k*mr*4)) = v
+			}
+			continue
+		}
+		for k := range kk {
+			d[k*mr+x] = a[o+int(g.a.K[k0+k])]
+		}
+	}
+}
+
+// packPanel lays the columns of one panel out as [k][nr], or [k][nr/2] if that is enough, padded with zeros.
+func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
+	b := g.bv[g.b.Batch[bi]:]
+	nr, k0, kk, cols := g.set.tile.nr, kb*kBlock, g.blockLen(kb), g.panelCols(p)
+	if g.halfWide(cols) {
+		nr /= 2
+	}
+	col := g.b.Rows[p*g.set.tile.nr:][:cols]
+	if cols > 1 && contiguous(col) {
+		o := int(col[0])
+		for k := range kk {
+			q := d[k*nr : k*nr+nr]
+			copy(q, b[o+int(g.b.K[k0+k]):][:cols])
+			clear(q[cols:])
+		}
+		return
+	}
+	if cols < nr {
+		clear(d[:kk*nr])
+	}
+	j := 0
+	if g.bK == 1 {
+		for ; j+4 <= cols; j += 4 {
+			at := int(g.b.K[k0])
+			s0, s1 := b[at+int(col[j]):][:kk], b[at+int(col[j+1]):][:kk]
+			s2, s3 := b[at+int(col[j+2]):][:kk], b[at+int(col[j+3]):][:kk]
+			q := unsafe.Pointer(&d[j])
+			for k := range kk {
+				e := (*[4]float32)(unsafe.Add(q, k*nr*4))
+				e[0], e[1], e[2], e[3] = s0[k], s1[k], s2[k], s3[k]
+			}
+		}
+	}
+	for ; j < cols; j++ {
+		o := int(col[j])
+		for k := range kk {
+			d[k*nr+j] = b[o+int(g.b.K[k0+k])]
+		}
+	}
+}
