@@ -71,9 +71,12 @@ func (r *Result) headline() string {
 	return s
 }
 
-func (r *Result) claims() report.Claims {
+func (r *Result) claims() report.Claims { return ClaimsSection(r.Verdicts) }
+
+// ClaimsSection lays verdicts out as a section of a report.
+func ClaimsSection(verdicts []Verdict) report.Claims {
 	c := report.Claims{Note: "A claim holds when the whole 95 % interval over the seeds satisfies its bound, fails when none of it does, and is undecided otherwise."}
-	for _, v := range r.Verdicts {
+	for _, v := range verdicts {
 		item := report.Claim{
 			ID: v.ID, Text: v.Text, Paper: v.Paper, Verdict: string(v.Outcome), Reason: v.Reason, Measured: float64(v.Mean),
 			Low: float64(v.Low), High: float64(v.High), Bound: v.Bound.String(), Margin: float64(v.Margin), Unit: v.Unit,

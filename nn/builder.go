@@ -24,7 +24,7 @@ type Builder struct {
 func NewBuilder(seed uint64) *Builder {
 	net := &Network{}
 	g := graph.NewGraph(scratchBackend(), "build")
-	return &Builder{Net: net, seed: seed, vals: map[string]*graph.Node{}, env: &Env{G: g, Param: scratchParams(g, &net.Params)}}
+	return &Builder{Net: net, seed: seed, vals: map[string]*graph.Node{}, env: &Env{G: g, Param: scratchParams(g, &net.Params), scratch: true}}
 }
 
 // Input declares a network input; axis 0 is the nominal batch.

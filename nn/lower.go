@@ -32,6 +32,8 @@ type Env struct {
 
 	// SecondOrder asks for lowerings that can be differentiated twice (convolution by gather, pooling by reduction).
 	SecondOrder bool
+
+	scratch bool // only shapes are wanted: lowerings need not be those of the backend
 }
 
 // Ctx is what an op sees while lowering: the Env and its own node.
@@ -179,7 +181,7 @@ func (n *Network) Shapes(batch int) (map[string]shapes.Shape, error) {
 	err := Catch(func() {
 		g := graph.NewGraph(scratchBackend(), "shapes")
 		defer g.Finalize()
-		env := &Env{G: g, Tap: map[string]*graph.Node{}, Param: scratchParams(g, &n.Params)}
+		env := &Env{G: g, Tap: map[string]*graph.Node{}, Param: scratchParams(g, &n.Params), scratch: true}
 		in := map[string]*graph.Node{}
 		for _, i := range n.Inputs {
 			in[i.Name] = graph.Parameter(g, "in:"+i.Name, atBatch(i.Shape, batch))

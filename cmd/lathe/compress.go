@@ -274,7 +274,7 @@ func (c *compression) run(ctx context.Context) error {
 	}
 	c.batch = c.chooseBatch(net)
 
-	idx := draw32(calib.n, c.calibCases, c.seed)
+	idx := drawCases(calib.n, c.calibCases, c.seed)
 	examples, err := calib.load(idx)
 	if err != nil {
 		return err
@@ -365,8 +365,10 @@ func readNetwork(path string, dims map[string][]int) (*nn.Network, error) {
 	switch strings.ToLower(filepath.Ext(path)) {
 	case ".onnx":
 		return onnx.ReadFile(path, onnx.Options{Dims: dims})
+	case ".safetensors":
+		return readTrained(path)
 	}
-	return nil, usageErrorf("%s: a network is read from .onnx", path)
+	return nil, usageErrorf("%s: a network is read from .onnx or .safetensors", path)
 }
 
 // chooseBatch keeps the inputs of one pass below 64 MB.
@@ -381,8 +383,8 @@ func (c *compression) chooseBatch(net *nn.Network) int {
 	return int(max(1, min(compress.DefaultBatch, 64_000_000/8/row)))
 }
 
-// draw32 draws k of n cases without repetition, in ascending order; k < 0 or k >= n takes all.
-func draw32(n, k int, seed uint64) []int {
+// drawCases draws k of n cases without repetition, in ascending order; k < 0 or k >= n takes all.
+func drawCases(n, k int, seed uint64) []int {
 	idx := data.Range(n)
 	if k >= 0 && k < n {
 		idx = rng.New(seed, "calibration").Perm(n)[:k]

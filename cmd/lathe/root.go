@@ -23,6 +23,7 @@ var verbs = []struct {
 	new   func(a *app) *cobra.Command
 }{
 	{groupUse, newCurateCommand},
+	{groupUse, newCompressCommand},
 	{groupUse, newUpscaleCommand},
 
 	{groupMeasure, newMethodsCommand},
@@ -30,9 +31,11 @@ var verbs = []struct {
 	{groupMeasure, newTryCommand},
 	{groupMeasure, newRunsCommand},
 
-	// {groupModels, newTrainCommand},
-	// {groupModels, newEvalCommand},
+	{groupModels, newTrainCommand},
+	{groupModels, newEvalCommand},
 	{groupModels, newDataCommand},
+
+	{groupMeasure, newDemoCommand},
 
 	{groupAbout, newDoctorCommand},
 	{groupAbout, newVersionCommand},

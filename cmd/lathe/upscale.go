@@ -432,6 +432,7 @@ decimation, as the paper did. Interrupted training goes on where it was when the
 	f.IntVar(&c.Steps, "steps", 2000, "training steps")
 	f.IntVar(&c.Batch, "batch", 16, "patches a step")
 	f.IntVar(&c.Patch, "patch", 17, "side of a patch in pixels of the small image")
+	f.Float64Var(&c.Tone, "tone", 0, "vary contrast by this share and brightness at random, so that all tones are learnt equally well")
 	f.Float64Var(&c.LR, "lr", 1e-3, "first learning rate")
 	f.Float64Var(&c.FinalLR, "final-lr", 0, "last learning rate (default: a tenth of the first)")
 	f.Float64Var(&c.LastLayer, "last-layer", 1, "factor on the last layer's learning rate (the paper: 0.1)")
@@ -458,7 +459,7 @@ func (a *app) trainUpscaler(ctx context.Context, images, tests []string, output 
 	}
 	// A checkpoint belongs to one recipe: another one must not go on from it.
 	h := fnv.New32a()
-	fmt.Fprint(h, m, c.Steps, c.Batch, c.Patch, c.LR, c.FinalLR, c.LastLayer, c.Degradation, c.Seed, b.Name())
+	fmt.Fprint(h, m, c.Steps, c.Batch, c.Patch, c.LR, c.FinalLR, c.LastLayer, c.Tone, c.Degradation, c.Seed, b.Name())
 	for _, p := range photos {
 		fmt.Fprint(h, p.Name, p.Image.Bounds())
 	}

@@ -2310,7 +2310,12 @@ loop2:
 	VDIVPS      Y4, Y1, Y1
 	VANDPS      lane7fffffff<>+0(SB), Y0, Y2
 	VMOVUPS     lane39d1b717<>+0(SB), Y3
-	VCMPPS      $0x11, Y3, Y2, Y2
+	VCMPPS      $0x11, Y3, Y2, Y3
+	VBLENDVPS   Y3, Y0, Y1, Y1
+	VMOVUPS     lane41100000<>+0(SB), Y3
+	VCMPPS      $0x1e, Y3, Y2, Y2
+	VANDPS      lane80000000<>+0(SB), Y0, Y0
+	VORPS       lane3f800000<>+0(SB), Y0, Y0
 	VBLENDVPS   Y2, Y0, Y1, Y0
 	VMOVUPS     Y0, (AX)
 	VMOVUPS     32(DX), Y0
@@ -2334,7 +2339,12 @@ loop2:
 	VDIVPS      Y4, Y1, Y1
 	VANDPS      lane7fffffff<>+0(SB), Y0, Y2
 	VMOVUPS     lane39d1b717<>+0(SB), Y3
-	VCMPPS      $0x11, Y3, Y2, Y2
+	VCMPPS      $0x11, Y3, Y2, Y3
+	VBLENDVPS   Y3, Y0, Y1, Y1
+	VMOVUPS     lane41100000<>+0(SB), Y3
+	VCMPPS      $0x1e, Y3, Y2, Y2
+	VANDPS      lane80000000<>+0(SB), Y0, Y0
+	VORPS       lane3f800000<>+0(SB), Y0, Y0
 	VBLENDVPS   Y2, Y0, Y1, Y0
 	VMOVUPS     Y0, 32(AX)
 	ADDQ        $0x00000040, AX
@@ -2369,7 +2379,12 @@ loop1:
 	VDIVPS      Y4, Y1, Y1
 	VANDPS      lane7fffffff<>+0(SB), Y0, Y2
 	VMOVUPS     lane39d1b717<>+0(SB), Y3
-	VCMPPS      $0x11, Y3, Y2, Y2
+	VCMPPS      $0x11, Y3, Y2, Y3
+	VBLENDVPS   Y3, Y0, Y1, Y1
+	VMOVUPS     lane41100000<>+0(SB), Y3
+	VCMPPS      $0x1e, Y3, Y2, Y2
+	VANDPS      lane80000000<>+0(SB), Y0, Y0
+	VORPS       lane3f800000<>+0(SB), Y0, Y0
 	VBLENDVPS   Y2, Y0, Y1, Y0
 	VMOVUPS     Y0, (AX)
 	ADDQ        $0x00000020, AX
@@ -2405,7 +2420,12 @@ end1:
 	VDIVPS      Y5, Y2, Y2
 	VANDPS      lane7fffffff<>+0(SB), Y1, Y3
 	VMOVUPS     lane39d1b717<>+0(SB), Y4
-	VCMPPS      $0x11, Y4, Y3, Y3
+	VCMPPS      $0x11, Y4, Y3, Y4
+	VBLENDVPS   Y4, Y1, Y2, Y2
+	VMOVUPS     lane41100000<>+0(SB), Y4
+	VCMPPS      $0x1e, Y4, Y3, Y3
+	VANDPS      lane80000000<>+0(SB), Y1, Y1
+	VORPS       lane3f800000<>+0(SB), Y1, Y1
 	VBLENDVPS   Y3, Y1, Y2, Y1
 	VMASKMOVPS  Y1, Y0, (AX)
 
@@ -2665,6 +2685,24 @@ DATA lane39d1b717<>+56(SB)/4, $0x39d1b717
 DATA lane39d1b717<>+60(SB)/4, $0x39d1b717
 GLOBL lane39d1b717<>(SB), RODATA|NOPTR, $64
 
+DATA lane41100000<>+0(SB)/4, $0x41100000
+DATA lane41100000<>+4(SB)/4, $0x41100000
+DATA lane41100000<>+8(SB)/4, $0x41100000
+DATA lane41100000<>+12(SB)/4, $0x41100000
+DATA lane41100000<>+16(SB)/4, $0x41100000
+DATA lane41100000<>+20(SB)/4, $0x41100000
+DATA lane41100000<>+24(SB)/4, $0x41100000
+DATA lane41100000<>+28(SB)/4, $0x41100000
+DATA lane41100000<>+32(SB)/4, $0x41100000
+DATA lane41100000<>+36(SB)/4, $0x41100000
+DATA lane41100000<>+40(SB)/4, $0x41100000
+DATA lane41100000<>+44(SB)/4, $0x41100000
+DATA lane41100000<>+48(SB)/4, $0x41100000
+DATA lane41100000<>+52(SB)/4, $0x41100000
+DATA lane41100000<>+56(SB)/4, $0x41100000
+DATA lane41100000<>+60(SB)/4, $0x41100000
+GLOBL lane41100000<>(SB), RODATA|NOPTR, $64
+
 // func logisticAVX2(dst []float32, x []float32)
 // Requires: AVX, AVX2, FMA3
 TEXT ·logisticAVX2(SB), NOSPLIT, $0-48
@@ -2862,10 +2900,15 @@ loop2:
 	VMULPS      Y1, Y3, Y1
 	VDIVPS      Y4, Y1, Y1
 	VMULPS      lane3f906ebb<>+0(SB), Y0, Y2
-	VANDPS      lane7fffffff<>+0(SB), Y0, Y0
-	VMOVUPS     lane2edbe6ff<>+0(SB), Y3
-	VCMPPS      $0x11, Y3, Y0, Y0
-	VBLENDVPS   Y0, Y2, Y1, Y0
+	VANDPS      lane7fffffff<>+0(SB), Y0, Y3
+	VMOVUPS     lane2edbe6ff<>+0(SB), Y4
+	VCMPPS      $0x11, Y4, Y3, Y4
+	VBLENDVPS   Y4, Y2, Y1, Y1
+	VMOVUPS     lane40800000<>+0(SB), Y2
+	VCMPPS      $0x1e, Y2, Y3, Y2
+	VANDPS      lane80000000<>+0(SB), Y0, Y0
+	VORPS       lane3f800000<>+0(SB), Y0, Y0
+	VBLENDVPS   Y2, Y0, Y1, Y0
 	VMOVUPS     Y0, (AX)
 	VMOVUPS     32(DX), Y0
 	VMOVUPS     lanec0800000<>+0(SB), Y1
@@ -2888,10 +2931,15 @@ loop2:
 	VMULPS      Y1, Y3, Y1
 	VDIVPS      Y4, Y1, Y1
 	VMULPS      lane3f906ebb<>+0(SB), Y0, Y2
-	VANDPS      lane7fffffff<>+0(SB), Y0, Y0
-	VMOVUPS     lane2edbe6ff<>+0(SB), Y3
-	VCMPPS      $0x11, Y3, Y0, Y0
-	VBLENDVPS   Y0, Y2, Y1, Y0
+	VANDPS      lane7fffffff<>+0(SB), Y0, Y3
+	VMOVUPS     lane2edbe6ff<>+0(SB), Y4
+	VCMPPS      $0x11, Y4, Y3, Y4
+	VBLENDVPS   Y4, Y2, Y1, Y1
+	VMOVUPS     lane40800000<>+0(SB), Y2
+	VCMPPS      $0x1e, Y2, Y3, Y2
+	VANDPS      lane80000000<>+0(SB), Y0, Y0
+	VORPS       lane3f800000<>+0(SB), Y0, Y0
+	VBLENDVPS   Y2, Y0, Y1, Y0
 	VMOVUPS     Y0, 32(AX)
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000040, DX
@@ -2925,10 +2973,15 @@ loop1:
 	VMULPS      Y1, Y3, Y1
 	VDIVPS      Y4, Y1, Y1
 	VMULPS      lane3f906ebb<>+0(SB), Y0, Y2
-	VANDPS      lane7fffffff<>+0(SB), Y0, Y0
-	VMOVUPS     lane2edbe6ff<>+0(SB), Y3
-	VCMPPS      $0x11, Y3, Y0, Y0
-	VBLENDVPS   Y0, Y2, Y1, Y0
+	VANDPS      lane7fffffff<>+0(SB), Y0, Y3
+	VMOVUPS     lane2edbe6ff<>+0(SB), Y4
+	VCMPPS      $0x11, Y4, Y3, Y4
+	VBLENDVPS   Y4, Y2, Y1, Y1
+	VMOVUPS     lane40800000<>+0(SB), Y2
+	VCMPPS      $0x1e, Y2, Y3, Y2
+	VANDPS      lane80000000<>+0(SB), Y0, Y0
+	VORPS       lane3f800000<>+0(SB), Y0, Y0
+	VBLENDVPS   Y2, Y0, Y1, Y0
 	VMOVUPS     Y0, (AX)
 	ADDQ        $0x00000020, AX
 	ADDQ        $0x00000020, DX
@@ -2963,10 +3016,15 @@ end1:
 	VMULPS      Y2, Y4, Y2
 	VDIVPS      Y5, Y2, Y2
 	VMULPS      lane3f906ebb<>+0(SB), Y1, Y3
-	VANDPS      lane7fffffff<>+0(SB), Y1, Y1
-	VMOVUPS     lane2edbe6ff<>+0(SB), Y4
-	VCMPPS      $0x11, Y4, Y1, Y1
-	VBLENDVPS   Y1, Y3, Y2, Y1
+	VANDPS      lane7fffffff<>+0(SB), Y1, Y4
+	VMOVUPS     lane2edbe6ff<>+0(SB), Y5
+	VCMPPS      $0x11, Y5, Y4, Y5
+	VBLENDVPS   Y5, Y3, Y2, Y2
+	VMOVUPS     lane40800000<>+0(SB), Y3
+	VCMPPS      $0x1e, Y3, Y4, Y3
+	VANDPS      lane80000000<>+0(SB), Y1, Y1
+	VORPS       lane3f800000<>+0(SB), Y1, Y1
+	VBLENDVPS   Y3, Y1, Y2, Y1
 	VMASKMOVPS  Y1, Y0, (AX)
 
 done:
@@ -6863,48 +6921,58 @@ loop2:
 	VMINPS      Z0, Z2, Z2
 	VMAXPS      Z2, Z1, Z1
 	VMULPS      Z1, Z1, Z2
-	VMOVUPS     lanea59f25c0<>+0(SB), Z7
-	VFMADD213PS lane2a61337e<>+0(SB), Z2, Z7
-	VFMADD213PS laneaebd37ff<>+0(SB), Z2, Z7
-	VFMADD213PS lane335c0041<>+0(SB), Z2, Z7
-	VFMADD213PS lane3779434a<>+0(SB), Z2, Z7
-	VFMADD213PS lane3a270ded<>+0(SB), Z2, Z7
-	VFMADD213PS lane3ba059dc<>+0(SB), Z2, Z7
-	VMOVUPS     lane35a0d3d8<>+0(SB), Z8
-	VFMADD213PS lane38f895d6<>+0(SB), Z2, Z8
-	VFMADD213PS lane3b14aa05<>+0(SB), Z2, Z8
-	VFMADD213PS lane3ba059dd<>+0(SB), Z2, Z8
-	VMULPS      Z1, Z7, Z1
-	VDIVPS      Z8, Z1, Z1
+	VMOVUPS     lanea59f25c0<>+0(SB), Z11
+	VFMADD213PS lane2a61337e<>+0(SB), Z2, Z11
+	VFMADD213PS laneaebd37ff<>+0(SB), Z2, Z11
+	VFMADD213PS lane335c0041<>+0(SB), Z2, Z11
+	VFMADD213PS lane3779434a<>+0(SB), Z2, Z11
+	VFMADD213PS lane3a270ded<>+0(SB), Z2, Z11
+	VFMADD213PS lane3ba059dc<>+0(SB), Z2, Z11
+	VMOVUPS     lane35a0d3d8<>+0(SB), Z12
+	VFMADD213PS lane38f895d6<>+0(SB), Z2, Z12
+	VFMADD213PS lane3b14aa05<>+0(SB), Z2, Z12
+	VFMADD213PS lane3ba059dd<>+0(SB), Z2, Z12
+	VMULPS      Z1, Z11, Z1
+	VDIVPS      Z12, Z1, Z1
 	VANDPS      lane7fffffff<>+0(SB), Z0, Z2
-	VMOVUPS     lane39d1b717<>+0(SB), Z7
-	VCMPPS      $0x11, Z7, Z2, K1
+	VMOVUPS     lane39d1b717<>+0(SB), Z11
+	VCMPPS      $0x11, Z11, Z2, K1
 	VBLENDMPS   Z0, Z1, K1, Z3
-	VMOVUPS     Z3, (AX)
+	VMOVUPS     lane41100000<>+0(SB), Z1
+	VCMPPS      $0x1e, Z1, Z2, K1
+	VANDPS      lane80000000<>+0(SB), Z0, Z0
+	VORPS       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS   Z0, Z3, K1, Z4
+	VMOVUPS     Z4, (AX)
 	VMOVUPS     64(DX), Z0
 	VMOVUPS     lanec0fcf84f<>+0(SB), Z1
 	VMOVUPS     lane40fcf84f<>+0(SB), Z2
 	VMINPS      Z0, Z2, Z2
 	VMAXPS      Z2, Z1, Z1
 	VMULPS      Z1, Z1, Z2
-	VMOVUPS     lanea59f25c0<>+0(SB), Z7
-	VFMADD213PS lane2a61337e<>+0(SB), Z2, Z7
-	VFMADD213PS laneaebd37ff<>+0(SB), Z2, Z7
-	VFMADD213PS lane335c0041<>+0(SB), Z2, Z7
-	VFMADD213PS lane3779434a<>+0(SB), Z2, Z7
-	VFMADD213PS lane3a270ded<>+0(SB), Z2, Z7
-	VFMADD213PS lane3ba059dc<>+0(SB), Z2, Z7
-	VMOVUPS     lane35a0d3d8<>+0(SB), Z8
-	VFMADD213PS lane38f895d6<>+0(SB), Z2, Z8
-	VFMADD213PS lane3b14aa05<>+0(SB), Z2, Z8
-	VFMADD213PS lane3ba059dd<>+0(SB), Z2, Z8
-	VMULPS      Z1, Z7, Z1
-	VDIVPS      Z8, Z1, Z1
+	VMOVUPS     lanea59f25c0<>+0(SB), Z11
+	VFMADD213PS lane2a61337e<>+0(SB), Z2, Z11
+	VFMADD213PS laneaebd37ff<>+0(SB), Z2, Z11
+	VFMADD213PS lane335c0041<>+0(SB), Z2, Z11
+	VFMADD213PS lane3779434a<>+0(SB), Z2, Z11
+	VFMADD213PS lane3a270ded<>+0(SB), Z2, Z11
+	VFMADD213PS lane3ba059dc<>+0(SB), Z2, Z11
+	VMOVUPS     lane35a0d3d8<>+0(SB), Z12
+	VFMADD213PS lane38f895d6<>+0(SB), Z2, Z12
+	VFMADD213PS lane3b14aa05<>+0(SB), Z2, Z12
+	VFMADD213PS lane3ba059dd<>+0(SB), Z2, Z12
+	VMULPS      Z1, Z11, Z1
+	VDIVPS      Z12, Z1, Z1
 	VANDPS      lane7fffffff<>+0(SB), Z0, Z2
-	VMOVUPS     lane39d1b717<>+0(SB), Z7
-	VCMPPS      $0x11, Z7, Z2, K1
-	VBLENDMPS   Z0, Z1, K1, Z4
-	VMOVUPS     Z4, 64(AX)
+	VMOVUPS     lane39d1b717<>+0(SB), Z11
+	VCMPPS      $0x11, Z11, Z2, K1
+	VBLENDMPS   Z0, Z1, K1, Z5
+	VMOVUPS     lane41100000<>+0(SB), Z1
+	VCMPPS      $0x1e, Z1, Z2, K1
+	VANDPS      lane80000000<>+0(SB), Z0, Z0
+	VORPS       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS   Z0, Z5, K1, Z6
+	VMOVUPS     Z6, 64(AX)
 	ADDQ        $0x00000080, AX
 	ADDQ        $0x00000080, DX
 	SUBQ        $0x00000020, CX
@@ -6938,8 +7006,13 @@ loop1:
 	VANDPS      lane7fffffff<>+0(SB), Z0, Z2
 	VMOVUPS     lane39d1b717<>+0(SB), Z3
 	VCMPPS      $0x11, Z3, Z2, K1
-	VBLENDMPS   Z0, Z1, K1, Z5
-	VMOVUPS     Z5, (AX)
+	VBLENDMPS   Z0, Z1, K1, Z7
+	VMOVUPS     lane41100000<>+0(SB), Z1
+	VCMPPS      $0x1e, Z1, Z2, K1
+	VANDPS      lane80000000<>+0(SB), Z0, Z0
+	VORPS       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS   Z0, Z7, K1, Z8
+	VMOVUPS     Z8, (AX)
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000040, DX
 	SUBQ        $0x00000010, CX
@@ -6974,8 +7047,13 @@ end1:
 	VANDPS      lane7fffffff<>+0(SB), Z0, Z2
 	VMOVUPS     lane39d1b717<>+0(SB), Z3
 	VCMPPS      $0x11, Z3, Z2, K2
-	VBLENDMPS   Z0, Z1, K2, Z6
-	VMOVUPS     Z6, K1, (AX)
+	VBLENDMPS   Z0, Z1, K2, Z9
+	VMOVUPS     lane41100000<>+0(SB), Z1
+	VCMPPS      $0x1e, Z1, Z2, K2
+	VANDPS      lane80000000<>+0(SB), Z0, Z0
+	VORPS       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS   Z0, Z9, K2, Z10
+	VMOVUPS     Z10, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -7131,52 +7209,62 @@ loop2:
 	VMINPS      Z0, Z2, Z2
 	VMAXPS      Z2, Z1, Z1
 	VMULPS      Z1, Z1, Z2
-	VMOVUPS     laneaf95df0b<>+0(SB), Z7
-	VFMADD213PS lane32edffee<>+0(SB), Z2, Z7
-	VFMADD213PS laneb60cff51<>+0(SB), Z2, Z7
-	VFMADD213PS laneb86ec2d2<>+0(SB), Z2, Z7
-	VFMADD213PS laneba40ac63<>+0(SB), Z2, Z7
-	VFMADD213PS lanebb41a1f6<>+0(SB), Z2, Z7
-	VFMADD213PS lanebc83dbd4<>+0(SB), Z2, Z7
-	VMOVUPS     laneb77460cd<>+0(SB), Z8
-	VFMADD213PS laneb95fbd29<>+0(SB), Z2, Z8
-	VFMADD213PS lanebadc924e<>+0(SB), Z2, Z8
-	VFMADD213PS lanebbf19bf8<>+0(SB), Z2, Z8
-	VFMADD213PS lanebc69b6a7<>+0(SB), Z2, Z8
-	VMULPS      Z1, Z7, Z1
-	VDIVPS      Z8, Z1, Z1
+	VMOVUPS     laneaf95df0b<>+0(SB), Z11
+	VFMADD213PS lane32edffee<>+0(SB), Z2, Z11
+	VFMADD213PS laneb60cff51<>+0(SB), Z2, Z11
+	VFMADD213PS laneb86ec2d2<>+0(SB), Z2, Z11
+	VFMADD213PS laneba40ac63<>+0(SB), Z2, Z11
+	VFMADD213PS lanebb41a1f6<>+0(SB), Z2, Z11
+	VFMADD213PS lanebc83dbd4<>+0(SB), Z2, Z11
+	VMOVUPS     laneb77460cd<>+0(SB), Z12
+	VFMADD213PS laneb95fbd29<>+0(SB), Z2, Z12
+	VFMADD213PS lanebadc924e<>+0(SB), Z2, Z12
+	VFMADD213PS lanebbf19bf8<>+0(SB), Z2, Z12
+	VFMADD213PS lanebc69b6a7<>+0(SB), Z2, Z12
+	VMULPS      Z1, Z11, Z1
+	VDIVPS      Z12, Z1, Z1
 	VMULPS      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS     lane2edbe6ff<>+0(SB), Z7
-	VCMPPS      $0x11, Z7, Z0, K1
+	VANDPS      lane7fffffff<>+0(SB), Z0, Z11
+	VMOVUPS     lane2edbe6ff<>+0(SB), Z12
+	VCMPPS      $0x11, Z12, Z11, K1
 	VBLENDMPS   Z2, Z1, K1, Z3
-	VMOVUPS     Z3, (AX)
+	VMOVUPS     lane40800000<>+0(SB), Z1
+	VCMPPS      $0x1e, Z1, Z11, K1
+	VANDPS      lane80000000<>+0(SB), Z0, Z0
+	VORPS       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS   Z0, Z3, K1, Z4
+	VMOVUPS     Z4, (AX)
 	VMOVUPS     64(DX), Z0
 	VMOVUPS     lanec0800000<>+0(SB), Z1
 	VMOVUPS     lane40800000<>+0(SB), Z2
 	VMINPS      Z0, Z2, Z2
 	VMAXPS      Z2, Z1, Z1
 	VMULPS      Z1, Z1, Z2
-	VMOVUPS     laneaf95df0b<>+0(SB), Z7
-	VFMADD213PS lane32edffee<>+0(SB), Z2, Z7
-	VFMADD213PS laneb60cff51<>+0(SB), Z2, Z7
-	VFMADD213PS laneb86ec2d2<>+0(SB), Z2, Z7
-	VFMADD213PS laneba40ac63<>+0(SB), Z2, Z7
-	VFMADD213PS lanebb41a1f6<>+0(SB), Z2, Z7
-	VFMADD213PS lanebc83dbd4<>+0(SB), Z2, Z7
-	VMOVUPS     laneb77460cd<>+0(SB), Z8
-	VFMADD213PS laneb95fbd29<>+0(SB), Z2, Z8
-	VFMADD213PS lanebadc924e<>+0(SB), Z2, Z8
-	VFMADD213PS lanebbf19bf8<>+0(SB), Z2, Z8
-	VFMADD213PS lanebc69b6a7<>+0(SB), Z2, Z8
-	VMULPS      Z1, Z7, Z1
-	VDIVPS      Z8, Z1, Z1
+	VMOVUPS     laneaf95df0b<>+0(SB), Z11
+	VFMADD213PS lane32edffee<>+0(SB), Z2, Z11
+	VFMADD213PS laneb60cff51<>+0(SB), Z2, Z11
+	VFMADD213PS laneb86ec2d2<>+0(SB), Z2, Z11
+	VFMADD213PS laneba40ac63<>+0(SB), Z2, Z11
+	VFMADD213PS lanebb41a1f6<>+0(SB), Z2, Z11
+	VFMADD213PS lanebc83dbd4<>+0(SB), Z2, Z11
+	VMOVUPS     laneb77460cd<>+0(SB), Z12
+	VFMADD213PS laneb95fbd29<>+0(SB), Z2, Z12
+	VFMADD213PS lanebadc924e<>+0(SB), Z2, Z12
+	VFMADD213PS lanebbf19bf8<>+0(SB), Z2, Z12
+	VFMADD213PS lanebc69b6a7<>+0(SB), Z2, Z12
+	VMULPS      Z1, Z11, Z1
+	VDIVPS      Z12, Z1, Z1
 	VMULPS      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS     lane2edbe6ff<>+0(SB), Z7
-	VCMPPS      $0x11, Z7, Z0, K1
-	VBLENDMPS   Z2, Z1, K1, Z4
-	VMOVUPS     Z4, 64(AX)
+	VANDPS      lane7fffffff<>+0(SB), Z0, Z11
+	VMOVUPS     lane2edbe6ff<>+0(SB), Z12
+	VCMPPS      $0x11, Z12, Z11, K1
+	VBLENDMPS   Z2, Z1, K1, Z5
+	VMOVUPS     lane40800000<>+0(SB), Z1
+	VCMPPS      $0x1e, Z1, Z11, K1
+	VANDPS      lane80000000<>+0(SB), Z0, Z0
+	VORPS       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS   Z0, Z5, K1, Z6
+	VMOVUPS     Z6, 64(AX)
 	ADDQ        $0x00000080, AX
 	ADDQ        $0x00000080, DX
 	SUBQ        $0x00000020, CX
@@ -7209,11 +7297,16 @@ loop1:
 	VMULPS      Z1, Z3, Z1
 	VDIVPS      Z4, Z1, Z1
 	VMULPS      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS     lane2edbe6ff<>+0(SB), Z3
-	VCMPPS      $0x11, Z3, Z0, K1
-	VBLENDMPS   Z2, Z1, K1, Z5
-	VMOVUPS     Z5, (AX)
+	VANDPS      lane7fffffff<>+0(SB), Z0, Z3
+	VMOVUPS     lane2edbe6ff<>+0(SB), Z4
+	VCMPPS      $0x11, Z4, Z3, K1
+	VBLENDMPS   Z2, Z1, K1, Z7
+	VMOVUPS     lane40800000<>+0(SB), Z1
+	VCMPPS      $0x1e, Z1, Z3, K1
+	VANDPS      lane80000000<>+0(SB), Z0, Z0
+	VORPS       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS   Z0, Z7, K1, Z8
+	VMOVUPS     Z8, (AX)
 	ADDQ        $0x00000040, AX
 	ADDQ        $0x00000040, DX
 	SUBQ        $0x00000010, CX
@@ -7247,11 +7340,16 @@ end1:
 	VMULPS      Z1, Z3, Z1
 	VDIVPS      Z4, Z1, Z1
 	VMULPS      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS     lane2edbe6ff<>+0(SB), Z3
-	VCMPPS      $0x11, Z3, Z0, K2
-	VBLENDMPS   Z2, Z1, K2, Z6
-	VMOVUPS     Z6, K1, (AX)
+	VANDPS      lane7fffffff<>+0(SB), Z0, Z3
+	VMOVUPS     lane2edbe6ff<>+0(SB), Z4
+	VCMPPS      $0x11, Z4, Z3, K2
+	VBLENDMPS   Z2, Z1, K2, Z9
+	VMOVUPS     lane40800000<>+0(SB), Z1
+	VCMPPS      $0x1e, Z1, Z3, K2
+	VANDPS      lane80000000<>+0(SB), Z0, Z0
+	VORPS       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS   Z0, Z9, K2, Z10
+	VMOVUPS     Z10, K1, (AX)
 
 done:
 	VZEROUPPER

@@ -36,14 +36,8 @@ func Markdown(w io.Writer, text string, width int) string {
 	prefix, hang := "", ""
 	flush := func() {
 		if len(para) > 0 {
-			body := t.wrapTo(strings.Join(para, " "), width-len([]rune(hang)))
-			for i, line := range strings.Split(body, "\n") {
-				if i == 0 {
-					t.println(prefix + t.inline(line))
-				} else {
-					t.println(hang + t.inline(line))
-				}
-			}
+			body := t.wrapTo(t.inline(strings.Join(para, " ")), width-len([]rune(hang)))
+			t.println(prefix + strings.ReplaceAll(body, "\n", "\n"+hang))
 		}
 		para, prefix, hang = nil, "", ""
 	}
@@ -55,7 +49,7 @@ func Markdown(w io.Writer, text string, width int) string {
 		}
 	}
 	fenced := false
-	for _, line := range strings.Split(text, "\n") {
+	for _, line := range strings.Split(strings.TrimSpace(text), "\n") {
 		trimmed := strings.TrimSpace(line)
 		if !strings.HasPrefix(trimmed, "|") || fenced {
 			flushTable()
@@ -96,13 +90,21 @@ func Markdown(w io.Writer, text string, width int) string {
 	return t.buf.String()
 }
 
-// inline renders what stands inside a line. Without colours the marks of bold text go, code keeps its backquotes.
+// inline renders what stands inside a paragraph, word by word, so that it can be wrapped afterwards. Without colours the
+// marks of bold text go; code keeps its backquotes.
 func (t *textWriter) inline(s string) string {
+	each := func(text string, style lipgloss.Style) string {
+		words := strings.Fields(text)
+		for i := range words {
+			words[i] = style.Render(words[i])
+		}
+		return strings.Join(words, " ")
+	}
 	s = link.ReplaceAllString(s, "$1 ($2)")
 	s = strong.ReplaceAllStringFunc(s, func(m string) string {
-		return t.r.NewStyle().Bold(true).Render(strings.Trim(m, "*"))
+		return each(strings.Trim(m, "*"), t.r.NewStyle().Bold(true))
 	})
 	return code.ReplaceAllStringFunc(s, func(m string) string {
-		return t.r.NewStyle().Foreground(lipgloss.Color("6")).Render(m)
+		return each(m, t.r.NewStyle().Foreground(lipgloss.Color("6")))
 	})
 }

@@ -5,6 +5,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -518,7 +519,7 @@ func (s *Store) saveBlob(ctx context.Context, tx *sql.Tx, run, unit any, b Blob)
 	h := sha256.Sum256(b.Content)
 	sha := hex.EncodeToString(h[:])
 	path := s.artefactPath(sha)
-	if st, err := os.Stat(path); err != nil || st.Size() != int64(len(b.Content)) {
+	if old, err := os.ReadFile(path); err != nil || !bytes.Equal(old, b.Content) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}

@@ -335,4 +335,3 @@ func TestDefaultDir(t *testing.T) {
 		t.Errorf("%q, %v", d, err)
 	}
 }
-

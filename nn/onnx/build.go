@@ -262,7 +262,7 @@ func (r *builder) constant(name string, c *tensor, layout []int) string {
 		return name
 	}
 	node := r.fresh(name)
-	full := r.param(name, c, layout, nn.Constant, node+".w")
+	full := r.param(name, c, layout, r.role(name), node+".w")
 	q := r.Net.Params.Get(full)
 	v := r.Share("w", full).Add(node, nn.ConstantValue(q.Value.Shape()))
 	if c.dtype == tBool {
@@ -271,8 +271,25 @@ func (r *builder) constant(name string, c *tensor, layout []int) string {
 	return v
 }
 
+// role is what a constant operand is for: several floats in an initializer are parameters that training may change
+// (a position table), what stands in Constant nodes or was computed is a constant.
+func (r *builder) role(name string) nn.Role {
+	if v := r.g.values[name]; v != nil && v.c != nil && v.prod == nil && isFloat(v.dtype) && v.c.size() > 1 {
+		return nn.Bias
+	}
+	return nn.Constant
+}
+
 // param stores a constant of the file as a parameter with its axes permuted, once for all nodes that use it so.
 func (r *builder) param(source string, c *tensor, perm []int, role nn.Role, name string) string {
+	if base := r.g.values[c.from]; source != "" && c.from != "" && base != nil && base.c != nil {
+		if perm != nil {
+			perm = arrange(perm, c.perm)
+		} else {
+			perm = c.perm
+		}
+		source, c = c.from, base.c
+	}
 	key := fmt.Sprint(source, perm, c.dims)
 	if identity(perm) {
 		perm, key = nil, fmt.Sprint(source, nil, c.dims)
@@ -391,7 +408,7 @@ func (r *builder) extended(name string, layout []int, rank int) string {
 	shape := append(slices.Repeat([]dim{fixed(1)}, rank-have), r.shape(name)...)
 	if v := r.g.values[name]; v.c != nil {
 		c := *v.c
-		c.dims = append(slices.Repeat([]int{1}, rank-have), c.dims...)
+		c.dims, c.from = append(slices.Repeat([]int{1}, rank-have), c.dims...), ""
 		return r.constant(name, &c, layout)
 	}
 	x := r.add(name+"/extended", nn.Reshape{Dims: r.dims(shape, r.shape(name))}, r.natural(name))
@@ -687,8 +704,8 @@ func buildExpand(r *builder, n *node) error {
 func (r *builder) overBatch(out, name string, x *value, dims []int) error {
 	if x.c != nil && isFloat(x.dtype) {
 		c := *x.c
-		c.dims = append(slices.Repeat([]int{1}, len(dims)-len(c.dims)), c.dims...)
-		full := r.param(name, &c, nil, nn.Constant, out+".w")
+		c.dims, c.from = append(slices.Repeat([]int{1}, len(dims)-len(c.dims)), c.dims...), ""
+		full := r.param(name, &c, nil, r.role(name), out+".w")
 		shape := r.Net.Params.Get(full).Value.Shape()
 		if slices.Equal(shape.Dimensions[1:], dims[1:]) {
 			r.Share("w", full)

@@ -147,7 +147,7 @@ func buildGemm(r *builder, n *node) error {
 				return errors.New("the summand must be a constant of one row")
 			}
 			flat := *c.c
-			flat.dims = []int{c.c.size()}
+			flat.dims, flat.from = []int{c.c.size()}, ""
 			b, name = &flat, c.name
 			if c.c.size() != o.c || beta != 1 {
 				b = spread(&flat, []int{o.c})
@@ -220,12 +220,10 @@ func buildResize(r *builder, n *node) error {
 		Coord:  nn.Coordinates(n.string("coordinate_transformation_mode", "half_pixel")),
 		Round:  nn.Rounding(n.string("nearest_mode", "round_prefer_floor")),
 	}
-	op.Scale = slices.Clone(p.scale[2:])
-	for i, s := range p.scale[2:] { // the scale must give back the size exactly
-		if in := r.shape(n.in[0])[i+2].c; int(float64(in)*s) != p.size[i+2] {
-			op.Scale, op.Size = nil, slices.Clone(p.size[2:])
-			break
-		}
+	if p.bySizes {
+		op.Size = slices.Clone(p.size[2:])
+	} else {
+		op.Scale = slices.Clone(p.scale[2:])
 	}
 	l := channelsLast(rank)
 	r.put(n.out[0], l, op, r.in(n.in[0], l))

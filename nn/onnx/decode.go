@@ -20,7 +20,7 @@ const (
 	maxDepth    = 24      // nested messages; a plain model needs 9
 	slackBytes  = 16 << 20
 	maxElements = 1 << 31 // elements of one value at batch 1
-	maxConvTaps = 1 << 26 // output positions × kernel size of one convolution at batch 1
+	maxConvTaps = 1 << 30 // output positions × kernel size of one convolution at batch 1
 )
 
 // graph is a model's main graph: nodes in topological order, constants decoded on demand.
@@ -332,6 +332,10 @@ type tensor struct {
 	raw   []byte    // little-endian elements
 	f     []float32 // floating values
 	i     []dim     // integers and booleans, which may depend on the batch
+
+	// from names the constant of which this is a permutation, so that shared weights stay shared.
+	from string
+	perm []int
 }
 
 func (t *tensor) size() int { return product(t.dims) }

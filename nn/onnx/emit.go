@@ -43,6 +43,7 @@ type Emitter struct {
 	nodes  []*pb.NodeProto
 	inits  []*pb.TensorProto
 	taken  map[string]bool         // ONNX names in use
+	wanted map[string]bool         // names that outputs of the network must have
 	params map[string]string       // parameter and permutation -> initializer
 	held   map[string][]heldLayout // value -> the forms in which it is there
 	small  map[string]string       // small constants by content
@@ -113,7 +114,7 @@ func (e *Emitter) Fail(err error) {
 // Fresh makes an unused ONNX name from a base.
 func (e *Emitter) Fresh(base string) string {
 	name := base
-	for e.taken[name] {
+	for e.taken[name] || e.wanted[name] {
 		e.count[base]++
 		name = fmt.Sprintf("%s/%d", base, e.count[base])
 	}
@@ -236,6 +237,11 @@ func (e *Emitter) Param(n *nn.Node, local string, perm []int) string {
 	if len(perm) > 0 && len(perm) != p.Value.Rank() {
 		e.Fail(fmt.Errorf("parameter %q is %s, which permutation %v does not fit", p.Name, p.Value.Shape(), perm))
 		return ""
+	}
+	if !identity(perm) && e.net.SharedParam(n, local) { // one copy in the file, turned where it is used
+		name := e.Node("Transpose", p.Name+"/turned", []string{e.Param(n, local, nil)}, Ints("perm", perm...))
+		e.params[key] = name
+		return name
 	}
 	name := e.tensor(p.Name, p.Value, perm)
 	e.params[key] = name
@@ -365,6 +371,7 @@ func (e *Emitter) Out(n *nn.Node, layout []int, op string, in []string, attrs ..
 // base is the ONNX name for a value in a layout.
 func (e *Emitter) base(value string, layout []int) string {
 	if identity(layout) {
+		delete(e.wanted, value) // it is claimed now
 		return value
 	}
 	if slices.Equal(layout, channelsFirst(len(layout))) {

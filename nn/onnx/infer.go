@@ -304,6 +304,9 @@ func inferIdentity(g *graph, n *node) error {
 	}
 	if x.c != nil {
 		c := *x.c
+		if c.from == "" {
+			c.from, c.perm = x.name, natural(len(c.dims))
+		}
 		v := g.values[n.out[0]]
 		v.dtype, v.shape, v.known, v.c = x.dtype, x.shape, true, &c
 		return nil

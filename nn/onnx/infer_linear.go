@@ -183,12 +183,10 @@ func inferConvTranspose(g *graph, n *node) error {
 				o = want[i]
 			}
 			all := max(full-o, 0)
-			if p = [2]int{all / 2, all - all/2}; auto == "SAME_UPPER" {
-				p = [2]int{all - all/2, all / 2}
+			if p = [2]int{all - all/2, all / 2}; auto == "SAME_UPPER" {
+				p = [2]int{all / 2, all - all/2}
 			}
-			if auto != "SAME_UPPER" && auto != "SAME_LOWER" {
-				p = [2]int{all - all/2, all / 2}
-			}
+			full = max(full, o+all)
 		} else if auto == "VALID" {
 			p = [2]int{}
 		}
@@ -300,8 +298,9 @@ func inferGemm(g *graph, n *node) error {
 
 // resize is the geometry of a Resize over all axes.
 type resize struct {
-	scale []float64
-	size  []int // 0: the batch, kept
+	scale   []float64
+	size    []int // 0: the batch, kept
+	bySizes bool
 }
 
 func inferResize(g *graph, n *node) error {
@@ -320,6 +319,7 @@ func inferResize(g *graph, n *node) error {
 	shape := slices.Clone(x.shape)
 	if sizes := g.arg(n, 3); sizes != nil && sizes.c != nil && sizes.c.size() > 0 {
 		want := sizes.c.ints()
+		r.bySizes = true
 		if len(want) != len(shape) {
 			return fmt.Errorf("%d sizes for %s", len(want), shapeString(shape))
 		}

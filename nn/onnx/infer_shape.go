@@ -25,15 +25,7 @@ func inferReshape(g *graph, n *node) error {
 		return err
 	}
 	if x.c != nil {
-		dims, err := staticShape(shape)
-		if err != nil {
-			return err
-		}
-		c := *x.c
-		c.dims = dims
-		v := g.values[n.out[0]]
-		v.dtype, v.shape, v.known, v.c = x.dtype, shape, true, &c
-		return nil
+		return g.reshaped(n, x, shape)
 	}
 	return g.set(n, 0, x.dtype, shape)
 }
@@ -131,7 +123,7 @@ func (g *graph) reshaped(n *node, x *value, shape []dim) error {
 		return err
 	}
 	c := *x.c
-	c.dims = dims
+	c.dims, c.from, c.perm = dims, "", nil
 	v := g.values[n.out[0]]
 	v.dtype, v.shape, v.known, v.c = x.dtype, shape, true, &c
 	return nil
@@ -225,7 +217,10 @@ func inferTranspose(g *graph, n *node) error {
 	if err := g.afford(x.shape); err != nil {
 		return err
 	}
-	c := &tensor{dtype: x.dtype}
+	c := &tensor{dtype: x.dtype, from: x.name, perm: perm}
+	if x.c.from != "" {
+		c.from, c.perm = x.c.from, arrange(perm, x.c.perm)
+	}
 	if isFloat(x.dtype) && x.c.i == nil {
 		c.f, c.dims = permuted(x.c.floats(), x.c.dims, perm)
 	} else {
@@ -714,6 +709,9 @@ func inferPad(g *graph, n *node) error {
 	for i, p := range pads {
 		if p != [2]int{} && !shape[i].static() {
 			return errors.New("the batch cannot be padded")
+		}
+		if p != [2]int{} && shape[i].c > 1<<22 {
+			return fmt.Errorf("padding an axis of %d is not supported, at most 2^22", shape[i].c)
 		}
 		shape[i].c += p[0] + p[1]
 	}

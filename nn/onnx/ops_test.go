@@ -48,17 +48,28 @@ type opCase struct {
 	Outputs           []packed
 }
 
-func opCases(t *testing.T) []opCase {
-	t.Helper()
+func opCases() ([]opCase, error) {
 	b, err := os.ReadFile("testdata/ops.json")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	var f struct{ Cases []opCase }
-	if err := json.Unmarshal(b, &f); err != nil {
-		t.Fatal(err)
+	err = json.Unmarshal(b, &f)
+	return f.Cases, err
+}
+
+// opSeeds are the models as a fuzzer's corpus.
+func opSeeds() ([][]byte, error) {
+	cases, err := opCases()
+	var seeds [][]byte
+	for _, c := range cases {
+		b, err := base64.StdEncoding.DecodeString(c.Model)
+		if err != nil {
+			return nil, err
+		}
+		seeds = append(seeds, b)
 	}
-	return f.Cases
+	return seeds, err
 }
 
 func (c opCase) bytes(t *testing.T) []byte {
@@ -85,7 +96,11 @@ func (c opCase) run(t *testing.T, net *nn.Network) []*tensors.Tensor {
 
 // TestOperatorsAgreeWithONNXRuntime reads models of one operator or pattern each, and what is written back of them.
 func TestOperatorsAgreeWithONNXRuntime(t *testing.T) {
-	for _, c := range opCases(t) {
+	cases, err := opCases()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
 			net, err := onnx.Read(c.bytes(t), onnx.Options{})
 			if err != nil {
@@ -102,7 +117,7 @@ func TestOperatorsAgreeWithONNXRuntime(t *testing.T) {
 				t.Fatalf("written and read again: %v", err)
 			}
 			c.compare(t, c.run(t, again))
-			if len(again.Nodes) > len(net.Nodes)+3 {
+			if len(again.Nodes) > len(net.Nodes)+3 && !strings.HasPrefix(c.Name, "GroupNorm") { // in pieces before operator set 21
 				t.Errorf("written and read again it has %d nodes, before %d", len(again.Nodes), len(net.Nodes))
 			}
 		})

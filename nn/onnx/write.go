@@ -84,7 +84,7 @@ func marshal(net *nn.Network, o WriteOptions) ([]byte, error) {
 	}
 	e := &Emitter{
 		net: net, opset: o.Opset, shapes: nominal, taken: map[string]bool{}, params: map[string]string{},
-		held: map[string][]heldLayout{}, small: map[string]string{}, count: map[string]int{},
+		wanted: map[string]bool{}, held: map[string][]heldLayout{}, small: map[string]string{}, count: map[string]int{},
 	}
 	g := &pb.GraphProto{Name: proto.String("lathe")}
 	for _, in := range net.Inputs {
@@ -101,6 +101,7 @@ func marshal(net *nn.Network, o WriteOptions) ([]byte, error) {
 			return nil, fmt.Errorf("value %q is an output twice", out)
 		}
 		final[out] = true
+		e.wanted[out] = true
 	}
 	table := exporters()
 	for _, n := range net.Nodes {
@@ -111,8 +112,8 @@ func marshal(net *nn.Network, o WriteOptions) ([]byte, error) {
 	for _, out := range net.Outputs {
 		name := e.value(out, nil)
 		if name != out {
-			if e.taken[out] { // an input that is an output, or a name that a constant has
-				out = e.Fresh(out)
+			if e.taken[out] {
+				return nil, fmt.Errorf("output %q has the name of an input; add a node between them", out)
 			}
 			e.taken[out] = true
 			e.nodes = append(e.nodes, &pb.NodeProto{OpType: proto.String("Identity"), Name: proto.String(out), Input: []string{name}, Output: []string{out}})
@@ -361,6 +362,9 @@ func exportLayerNorm(e *Emitter, n *nn.Node) error {
 		dims[i] = s.Dimensions[a]
 	}
 	in := []string{e.InLayout(n, 0, layout)}
+	if d.NoGain && product(dims) > 1<<26 {
+		return fmt.Errorf("ONNX wants a gain, and one of %d elements is too large", product(dims))
+	}
 	if d.NoGain {
 		in = append(in, e.Floats(n.Name+"/ones", slices.Repeat([]float32{1}, product(dims)), dims...))
 	} else {
@@ -382,6 +386,30 @@ func (e *Emitter) reduceNode(fn, base, x string, axes []int, keep bool) string {
 	return e.Node(fn, base, []string{x}, Ints("axes", axes...), k)
 }
 
+// step is one node of a chain; its input "" is the step before.
+type step struct {
+	op string
+	in []string
+}
+
+// chain adds nodes one behind the other; the last has the output's name.
+func (e *Emitter) chain(n *nn.Node, layout []int, steps []step) {
+	y := ""
+	for i, s := range steps {
+		in := slices.Clone(s.in)
+		for j := range in {
+			if in[j] == "" {
+				in[j] = y
+			}
+		}
+		if i == len(steps)-1 {
+			e.Out(n, layout, s.op, in)
+			return
+		}
+		y = e.Node(s.op, fmt.Sprintf("%s/%s", n.Name, s.op), in)
+	}
+}
+
 func fixedBool(b bool) int { return truth(b).c }
 
 func exportRMSNorm(e *Emitter, n *nn.Node) error {
@@ -395,14 +423,14 @@ func exportRMSNorm(e *Emitter, n *nn.Node) error {
 	}
 	ms := e.reduceNode("ReduceMean", n.Name+"/mean_square", e.Node("Mul", n.Name+"/square", []string{x, x}), tail, true)
 	root := e.Node("Sqrt", n.Name+"/root", []string{e.Node("Add", n.Name+"/shifted", []string{ms, e.Scalar(d.Epsilon())})})
-	y := e.Node("Div", e.base(n.Out[0], layout), []string{x, root})
+	steps := []step{{"Div", []string{x, root}}}
 	if !d.NoGain {
-		y = e.Node("Mul", n.Name+"/gained", []string{y, e.Param(n, "w", nil)})
+		steps = append(steps, step{"Mul", []string{"", e.Param(n, "w", nil)}})
 	}
 	if d.Bias {
-		y = e.Node("Add", n.Name+"/biased", []string{y, e.Param(n, "b", nil)})
+		steps = append(steps, step{"Add", []string{"", e.Param(n, "b", nil)}})
 	}
-	e.Put(n.Out[0], layout, y)
+	e.chain(n, layout, steps)
 	return nil
 }
 
@@ -433,6 +461,22 @@ func exportGroupNorm(e *Emitter, n *nn.Node) error {
 		eps = 1e-5
 	}
 	x, layout := e.ChannelsFirst(n, 0)
+	gain := func() (string, string) { return e.Param(n, "w", nil), e.Param(n, "b", nil) }
+	if d.NoAffine {
+		gain = func() (string, string) {
+			return e.Floats(n.Name+"/ones", slices.Repeat([]float32{1}, c), c), e.Floats(n.Name+"/zeros", make([]float32, c), c)
+		}
+	}
+	if d.Groups == c {
+		w, b := gain()
+		e.Out(n, layout, "InstanceNormalization", []string{x, w, b}, Float("epsilon", eps))
+		return nil
+	}
+	if e.opset >= 21 {
+		w, b := gain()
+		e.Out(n, layout, "GroupNormalization", []string{x, w, b}, Float("epsilon", eps), Int("num_groups", d.Groups))
+		return nil
+	}
 	flat := e.Node("Reshape", n.Name+"/groups", []string{x, e.List(0, d.Groups, -1)})
 	y := e.Node("InstanceNormalization", n.Name+"/standard", []string{
 		flat,
@@ -440,13 +484,12 @@ func exportGroupNorm(e *Emitter, n *nn.Node) error {
 	}, Float("epsilon", eps))
 	back := arrange(layout, s)
 	back = append([]int{0}, back[1:]...)
-	y = e.Node("Reshape", e.base(n.Out[0], layout), []string{y, e.List(back...)})
+	steps := []step{{"Reshape", []string{y, e.List(back...)}}}
 	if !d.NoAffine {
 		dims := append([]int{c}, slices.Repeat([]int{1}, r-2)...)
-		y = e.Node("Mul", n.Name+"/gained", []string{y, e.reshapedParam(n, "w", dims)})
-		y = e.Node("Add", n.Name+"/biased", []string{y, e.reshapedParam(n, "b", dims)})
+		steps = append(steps, step{"Mul", []string{"", e.reshapedParam(n, "w", dims)}}, step{"Add", []string{"", e.reshapedParam(n, "b", dims)}})
 	}
-	e.Put(n.Out[0], layout, y)
+	e.chain(n, layout, steps)
 	return nil
 }
 
@@ -827,6 +870,11 @@ func exportResize(e *Emitter, n *nn.Node) error {
 	attrs := []Attr{String("mode", mode), String("coordinate_transformation_mode", string(d.Coordinates()))}
 	if !d.Linear {
 		attrs = append(attrs, String("nearest_mode", string(d.Rounding())))
+	}
+	if len(d.Size) > 0 { // sizes name every axis, the open batch too
+		keep := e.Node("Shape", n.Name+"/kept", []string{x}, Int("start", 0), Int("end", 2))
+		e.Out(n, layout, "Resize", []string{x, "", "", e.Node("Concat", n.Name+"/sizes", []string{keep, e.List(d.Size...)}, Int("axis", 0))}, attrs...)
+		return nil
 	}
 	scales := make([]float32, len(in))
 	for i := range scales {

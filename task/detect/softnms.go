@@ -198,7 +198,7 @@ func (l *live) run(cfg SoftNMSConfig) (n int, err error) {
 				n, err = 0, fmt.Errorf("detect: the weight function panicked: %v", r)
 			}
 		}()
-		n = l.soften(limit, cfg.ScoreThreshold, weighBy(func(o float64) float64 {
+		n = l.soften(limit, cfg.ScoreThreshold, product(func(o float64) float64 {
 			w := cfg.Weight(o)
 			if !(w >= 0 && w <= 1) {
 				err = fmt.Errorf("detect: the weight function returned %g at IoU %g; it must stay in [0, 1]", w, o)
@@ -217,28 +217,39 @@ func (l *live) run(cfg SoftNMSConfig) (n int, err error) {
 		l.sort()
 		return l.sweep(limit, cfg.IoUThreshold), nil
 	case cfg.Method == Linear:
-		return l.soften(limit, cfg.ScoreThreshold, weighBy(func(o float64) float64 {
+		return l.soften(limit, cfg.ScoreThreshold, product(func(o float64) float64 {
 			if o > cfg.IoUThreshold {
 				return 1 - o
 			}
 			return 1
 		})), nil
 	default:
-		return l.soften(limit, cfg.ScoreThreshold, weighGaussian(cfg.Sigma)), nil
+		return l.soften(limit, cfg.ScoreThreshold, gaussian{cfg.Sigma}), nil
 	}
 }
 
-// iou of two boxes whose sides are plain differences.
+// iou of two boxes whose sides are plain differences. Most pairs end at the first comparison or two.
 func (a *liveBox) iou(b *liveBox) float64 {
-	w := min(a.x2, b.x2) - max(a.x1, b.x1)
-	if w <= 0 {
+	if a.x2 <= b.x1 || b.x2 <= a.x1 || a.y2 <= b.y1 || b.y2 <= a.y1 {
 		return 0
 	}
-	h := min(a.y2, b.y2) - max(a.y1, b.y1)
-	if h <= 0 {
+	x1, y1, x2, y2 := a.x1, a.y1, a.x2, a.y2
+	if b.x1 > x1 {
+		x1 = b.x1
+	}
+	if b.y1 > y1 {
+		y1 = b.y1
+	}
+	if b.x2 < x2 {
+		x2 = b.x2
+	}
+	if b.y2 < y2 {
+		y2 = b.y2
+	}
+	inter := (x2 - x1) * (y2 - y1)
+	if inter <= 0 { // boxes without area
 		return 0
 	}
-	inter := w * h
 	return inter / (a.area + b.area - inter)
 }
 
@@ -260,44 +271,49 @@ func (l *live) sweep(limit int, threshold float64) int {
 	return kept
 }
 
-// candidate is a box that waits to be selected. Its score is that after the first `seen` selected boxes, and since
-// weights are at most 1, no less than its score after all of them.
+// candidate is a box that waits to be selected. Its rank is that after the first `seen` selected boxes, and since weights
+// are at most 1, no less than its rank after all of them.
 type candidate struct {
-	score float64
-	box   int32 // its place in live
-	seen  int32
+	rank float64 // the score, or its logarithm
+	box  int32   // its place in live
+	seen int32
 }
 
 // before says whether a is selected before b: the higher score, or the lower input index.
 func (l *live) before(a, b *candidate) bool {
-	return a.score > b.score || a.score == b.score && l.index[a.box] < l.index[b.box]
+	if a.rank != b.rank {
+		return a.rank > b.rank
+	}
+	return l.index[a.box] < l.index[b.box]
 }
 
-// soften selects and rescales. Candidates wait in a heap by scores that may be out of date. The top one is brought up
-// to date, which can only lower it; if it then still is the top, it is the maximum and is selected, since all others
-// are at most what the heap believes of them. So each pair of boxes meets at most once, and a box that falls out of the
-// best `limit` meets few. weigh brings the score of box b from after `seen` selected boxes to after all of them.
-func (l *live) soften(limit int, threshold float64, weigh func(b *liveBox, score float64, selected []liveBox, seen int) float64) int {
+// soften selects and rescales. Candidates wait in a heap by ranks that may be out of date. The top one is brought up to
+// date, which can only lower it; if it then still is the top, it is the maximum and is selected, since all others are at
+// most what the heap believes of them. So each pair of boxes meets at most once, and a box that falls out of the best
+// `limit` meets few.
+func (l *live) soften(limit int, threshold float64, w weigher) int {
 	heap := make([]candidate, len(l.box))
 	for i := range heap {
-		heap[i] = candidate{score: l.box[i].score, box: int32(i)}
+		heap[i] = candidate{rank: w.rank(l.box[i].score), box: int32(i)}
 	}
 	for i := len(heap)/2 - 1; i >= 0; i-- {
 		l.sink(heap, i)
 	}
+	lowest, least := w.rank(threshold), math.Inf(1)
 	index, selected := make([]int, 0, limit), make([]liveBox, 0, limit)
 	for len(heap) > 0 && len(selected) < limit {
 		top := &heap[0]
 		if int(top.seen) < len(selected) {
-			top.score = weigh(&l.box[top.box], top.score, selected, int(top.seen))
+			top.rank = w.weigh(&l.box[top.box], top.rank, selected[top.seen:])
 			top.seen = int32(len(selected))
-			if top.score >= threshold {
+			if top.rank >= lowest {
 				l.sink(heap, 0)
 				continue
 			}
 		} else {
 			b := l.box[top.box]
-			b.score = top.score
+			least = min(least, w.score(top.rank, b.score)) // rounding never makes the output rise
+			b.score = least
 			index, selected = append(index, l.index[top.box]), append(selected, b)
 		}
 		last := len(heap) - 1
@@ -326,28 +342,46 @@ func (l *live) sink(heap []candidate, i int) {
 	}
 }
 
-// weighGaussian sums the exponents of all weights: one exponential for many boxes.
-func weighGaussian(sigma float64) func(b *liveBox, score float64, selected []liveBox, seen int) float64 {
-	return func(b *liveBox, score float64, selected []liveBox, seen int) float64 {
-		sum := 0.
-		for i := seen; i < len(selected); i++ {
-			o := selected[i].iou(b)
-			sum += o * o
-		}
-		if sum == 0 {
-			return score
-		}
-		return min(score, score*math.Exp(-sum/sigma))
-	}
+// weigher multiplies the score behind a rank by the weights of selected boxes.
+type weigher interface {
+	rank(score float64) float64
+	weigh(b *liveBox, rank float64, selected []liveBox) float64
+	score(rank, first float64) float64 // first is the score that the box came with
 }
 
-func weighBy(weight func(iou float64) float64) func(b *liveBox, score float64, selected []liveBox, seen int) float64 {
-	return func(b *liveBox, score float64, selected []liveBox, seen int) float64 {
-		for i := seen; i < len(selected); i++ {
-			if o := selected[i].iou(b); o > 0 {
-				score *= weight(o)
-			}
-		}
-		return score
+// gaussian ranks by the logarithm of the score, from which the exponents of the weights are taken away.
+type gaussian struct{ sigma float64 }
+
+func (g gaussian) rank(score float64) float64 { return math.Log(score) }
+
+func (g gaussian) weigh(b *liveBox, rank float64, selected []liveBox) float64 {
+	sum := 0.
+	for i := range selected {
+		o := selected[i].iou(b)
+		sum += o * o
 	}
+	return rank - sum/g.sigma
 }
+
+func (g gaussian) score(rank, first float64) float64 {
+	if rank == math.Log(first) {
+		return first // nothing was taken away
+	}
+	return min(first, math.Exp(rank))
+}
+
+// product ranks by the score.
+type product func(iou float64) float64
+
+func (product) rank(score float64) float64 { return score }
+
+func (p product) weigh(b *liveBox, rank float64, selected []liveBox) float64 {
+	for i := range selected {
+		if o := selected[i].iou(b); o > 0 {
+			rank *= p(o)
+		}
+	}
+	return rank
+}
+
+func (product) score(rank, _ float64) float64 { return rank }

@@ -23,6 +23,7 @@ import (
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn/optim"
 	"github.com/lathe-ml/lathe/nn"
+	"github.com/lathe-ml/lathe/nn/safetensors"
 )
 
 var orders = []nn.ShuffleOrder{nn.ChannelMinor, nn.ChannelMajor}
@@ -381,6 +382,7 @@ func TestTrainingLowersTheLossAndResumesBitForBit(t *testing.T) {
 	m := ESPCN{Factor: 2, Widths: []int{8, 4}}
 	for _, c := range []Training{
 		{Steps: 12, Batch: 4, Patch: 8},
+		{Steps: 12, Batch: 4, Patch: 8, Tone: 0.5},
 		{Steps: 12, Batch: 4, Patch: 8, Grid: true, LastLayer: 0.1, Plateau: 0.5},
 		{Steps: 12, Batch: 4, Patch: 8, NoAugment: true, Degradation: BlurDecimate{}, Optimizer: optim.SGD{Momentum: 0.9}, LR: 0.01},
 	} {
@@ -461,6 +463,32 @@ func TestLastLayerLearnsSlower(t *testing.T) {
 	first, last := moved(0.1) // Adam's first step moves every weight by the rate
 	if math.Abs(first-1e-3) > 1e-5 || math.Abs(last-1e-4) > 1e-6 {
 		t.Errorf("the first layer moved by %v and the last by %v, want 1e-3 and 1e-4", first, last)
+	}
+}
+
+func TestToneKeepsPairsInRange(t *testing.T) {
+	r := rng.New(1, "test")
+	low := false
+	for range 200 {
+		hr := field(r.Uint64(), 12, 12, 1)
+		lr, err := BicubicShrink{}.Degrade(hr, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		retone(r, 0.9, lr, hr)
+		again, err := BicubicShrink{}.Degrade(hr, 2)
+		if err != nil || furthest(again.Pix, lr.Pix) > 1e-6 {
+			t.Fatalf("the pair is none any more: %v, %v", furthest(again.Pix, lr.Pix), err)
+		}
+		for _, v := range hr.Pix {
+			if v < 15.99/255 || v > 235.01/255 {
+				t.Fatalf("sample %v lies outside the studio range", v)
+			}
+			low = low || v < 40./255
+		}
+	}
+	if !low {
+		t.Error("no patch became dark")
 	}
 }
 
@@ -756,6 +784,7 @@ func TestBadInputIsRefused(t *testing.T) {
 		"negative steps":           {fit(Training{Steps: -1}), "-1 steps"},
 		"negative rate":            {fit(Training{LR: -1}), "learning rates"},
 		"NaN rate":                 {fit(Training{LR: math.NaN()}), "learning rates"},
+		"tone":                     {fit(Training{Tone: 1}), "tone"},
 		"sizes differ":             {drop(Compare(field(1, 20, 20, 1), field(1, 20, 21, 1), 0)), "20×20"},
 		"border leaves nothing":    {drop(Compare(field(1, 20, 20, 1), field(1, 20, 20, 1), 10)), "border"},
 		"no degradation factor":    {drop(BicubicShrink{}.Degrade(field(1, 4, 4, 1), 0)), "factor 0"},
@@ -769,4 +798,34 @@ func TestBadInputIsRefused(t *testing.T) {
 	if _, err := u.Planes(ctx, field(1, 4, 4, 1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled context gave %v", err)
 	}
+}
+
+func FuzzModelFile(f *testing.F) {
+	m := ESPCN{Factor: 2, Widths: []int{2, 2}}
+	n, err := m.Network(1)
+	if err != nil {
+		f.Fatal(err)
+	}
+	path := filepath.Join(f.TempDir(), "m.safetensors")
+	if err := Save(path, n); err != nil {
+		f.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(b[:len(b)-1])
+	f.Add([]byte("\x02\x00\x00\x00\x00\x00\x00\x00{}"))
+	f.Add(bytes.Replace(b, []byte(`"factor":"2"`), []byte(`"factor":"9"`), 1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		file, err := safetensors.Decode(b)
+		if err != nil {
+			return
+		}
+		n, err := fromFile(file)
+		if err == nil && n.Params.Count() > len(b) {
+			t.Errorf("%d bytes became %d parameters", len(b), n.Params.Count())
+		}
+	})
 }

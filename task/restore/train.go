@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 
 	"github.com/gomlx/compute"
@@ -36,6 +37,10 @@ type Training struct {
 
 	Degradation Degradation // nil: BicubicShrink
 	NoAugment   bool        // without flips and quarter turns
+	// Tone in [0, 1) multiplies the contrast of each patch by a random factor in [1-Tone, 1+Tone] and moves it to a random
+	// brightness within the studio range: all tones are then learnt equally well, where photographs alone leave the
+	// brightest ones to a few skies, and tanh compresses them. 0: photographs as they are, as in the paper.
+	Tone float64
 	// Grid takes patches from the paper's grid, at every Patch - Σ(k mod 2) pixels, in a new random order each epoch,
 	// instead of from anywhere.
 	Grid bool
@@ -94,6 +99,8 @@ func (c Training) withDefaults() (Training, error) {
 		return c, fmt.Errorf("restore: %d steps of %d patches of %d×%d pixels; none may be negative, and at most %d patches of %d pixels fit", c.Steps, c.Batch, c.Patch, c.Patch, 1<<16, 1<<12)
 	case !(c.LR > 0) || !(c.FinalLR > 0) || c.FinalLR > c.LR || math.IsInf(c.LR, 0):
 		return c, fmt.Errorf("restore: learning rates from %v to %v; both must be positive and the last no larger", c.LR, c.FinalLR)
+	case !(c.Tone >= 0 && c.Tone < 1):
+		return c, fmt.Errorf("restore: tone augmentation %v is not in [0, 1)", c.Tone)
 	case !(c.LastLayer > 0) || !(c.Plateau >= 0) || c.Patience < 0:
 		return c, fmt.Errorf("restore: last layer's factor %v, plateau threshold %v, patience %d; the first must be positive and none negative", c.LastLayer, c.Plateau, c.Patience)
 	}
@@ -446,12 +453,31 @@ func (s *sampler) batch(step int) ([]*tensors.Tensor, error) {
 			o := r.IntN(8)
 			lr, hr = lr.Orient(o), hr.Orient(o)
 		}
+		if s.c.Tone > 0 {
+			retone(r, s.c.Tone, lr, hr)
+		}
 		low, high = append(low, lr.Pix...), append(high, hr.Pix...)
 	}
 	return []*tensors.Tensor{
 		tensors.FromFlatDataAndDimensions(low, s.c.Batch, p, p, c),
 		tensors.FromFlatDataAndDimensions(high, s.c.Batch, p*f, p*f, c),
 	}, nil
+}
+
+// retone applies one random linear map to both sides of a pair, which keeps them a pair: degradations are linear.
+func retone(r *rng.Rand, tone float64, lr, hr *imaging.Image) {
+	const black, white = 16. / 255, 235. / 255
+	a, u := 1+tone*(2*r.Float64()-1), r.Float64()
+	lo, hi := float64(slices.Min(hr.Pix)), float64(slices.Max(hr.Pix))
+	if span := hi - lo; a*span > white-black {
+		a = (white - black) / span
+	}
+	b := black - a*lo + u*(white-black-a*(hi-lo))
+	for _, m := range []*imaging.Image{lr, hr} {
+		for i, v := range m.Pix {
+			m.Pix[i] = float32(a*float64(v) + b)
+		}
+	}
 }
 
 func removeIfThere(path string) error {

@@ -141,7 +141,9 @@ func (w width) tanh(x vec) vec {
 		1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)
 	q := w.horner(s, 1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 	r := w.div(w.mul(p, c), q)
-	return w.choose(w.cmp(lt, w.and(x, bits(signBit-1)), w.load(f32(0.0004))), x, r)
+	a := w.and(x, bits(signBit-1))
+	r = w.choose(w.cmp(lt, a, w.load(f32(0.0004))), x, r)
+	return w.choose(w.cmp(gt, a, w.load(f32(9))), w.signed1(x), r)
 }
 
 // erf is the rational function of the Eigen library.
@@ -154,8 +156,13 @@ func (w width) erf(x vec) vec {
 		-1.42647390514189e-02)
 	r := w.div(w.mul(p, c), q)
 	small := w.mul(x, f32(2/math.Sqrt(math.Pi))) // where p*c would lose bits
-	return w.choose(w.cmp(lt, w.and(x, bits(signBit-1)), w.load(f32(1e-10))), small, r)
+	a := w.and(x, bits(signBit-1))
+	r = w.choose(w.cmp(lt, a, w.load(f32(1e-10))), small, r)
+	return w.choose(w.cmp(gt, a, w.load(f32(4))), w.signed1(x), r)
 }
+
+// signed1 returns 1 with the sign of x.
+func (w width) signed1(x vec) vec { return w.or(w.and(x, bits(signBit)), f32(1)) }
 
 // elementwise writes dst[i] = f(in[0][i], ...).
 func elementwise(w width, name string, in []string, unroll int, f func(in []vec) vec) {

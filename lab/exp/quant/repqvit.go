@@ -12,7 +12,7 @@ import (
 )
 
 // Experiments lists the experiments of this package.
-var Experiments = []lab.Experiment{RepQViT}
+var Experiments = []lab.Experiment{RepQViT, MinMax}
 
 const calibrationImages = 32
 
@@ -27,7 +27,7 @@ var RepQViT = lab.Experiment{
 		Network     ViTARecipe
 		Calibration int
 		Spread      float64
-	}{ViTA(lab.Full), calibrationImages, spreadFactor},
+	}{ViTA(lab.Full), calibrationImages, SpreadFactor},
 	Claims: []lab.Claim{
 		{
 			ID: "C1", Text: "spread, W4A4: accuracy of RepQ minus layer-wise", Paper: "+35.9 points on DeiT-S", Unit: "points",

