@@ -21,7 +21,7 @@ var files embed.FS
 // Card describes one method.
 type Card struct {
 	ID      string `json:"id"`              // "soft-nms": how the commands name it
-	Number  int    `json:"number"`          // of the method in Lathe's list
+	Number  int    `json:"number"`          // of the method in Lathe's list; 0 for a plain baseline that is not in it
 	Name    string `json:"name"`            // "Soft-NMS"
 	Paper   string `json:"paper"`           // title
 	Authors string `json:"authors"`         //
@@ -62,7 +62,7 @@ func Find(id string) (Card, error) {
 		}
 	}
 	for _, c := range cards { // "5", "05" and "Soft-NMS" name it too
-		if n, err := strconv.Atoi(id); err == nil && n == c.Number || strings.EqualFold(c.Name, id) {
+		if n, err := strconv.Atoi(id); err == nil && n > 0 && n == c.Number || strings.EqualFold(c.Name, id) {
 			return c, nil
 		}
 	}
@@ -120,13 +120,13 @@ func parseDir(fsys fs.FS, dir string) ([]Card, error) {
 			return nil, fmt.Errorf("catalog: card %s: its id is %q; it must be the file's name", e.Name(), c.ID)
 		}
 		for _, other := range cards {
-			if other.Number == c.Number {
+			if other.Number == c.Number && c.Number > 0 {
 				return nil, fmt.Errorf("catalog: cards %s and %s both have the number %d", other.ID, c.ID, c.Number)
 			}
 		}
 		cards = append(cards, c)
 	}
-	slices.SortFunc(cards, func(a, b Card) int { return a.Number - b.Number })
+	slices.SortStableFunc(cards, func(a, b Card) int { return a.Number - b.Number })
 	return cards, nil
 }
 
@@ -185,8 +185,8 @@ func Parse(text string) (Card, error) {
 		}
 		if f.key == "number" {
 			n, err := strconv.Atoi(*f.value)
-			if err != nil || n < 1 {
-				return c, fmt.Errorf("number %q is no positive whole number", *f.value)
+			if err != nil || n < 0 {
+				return c, fmt.Errorf("number %q is no whole number", *f.value)
 			}
 			c.Number = n
 		}

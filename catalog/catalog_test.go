@@ -48,8 +48,8 @@ func TestParseRefuses(t *testing.T) {
 		"unknown key":   {"venue", "venu", `unknown key "venu"`},
 		"key twice":     {"venue: ", "name: ", "given twice"},
 		"no colon":      {"venue: ICCV 2017", "venue ICCV 2017", "no \"key: value\""},
-		"number":        {"number: 5", "number: five", "no positive whole number"},
-		"number zero":   {"number: 5", "number: 0", "no positive whole number"},
+		"number":        {"number: 5", "number: five", "no whole number"},
+		"number below":  {"number: 5", "number: -1", "no whole number"},
 		"id upper-case": {"id: soft-nms", "id: Soft NMS", "only lower-case"},
 		"no text":       {"It lowers the scores.", "", "no text"},
 	} {

@@ -6,15 +6,19 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lathe-ml/lathe/catalog"
 	"github.com/lathe-ml/lathe/lab/report"
 )
 
 // Document lays the result out as a report: claims, a table of all arms, the accuracy-size picture where both were
 // measured, curves, pictures, and how it was measured.
 func (r *Result) Document() *report.Document {
-	d := &report.Document{Title: r.Title, Subtitle: r.headline()}
-	if d.Title == "" {
-		d.Title = r.Method
+	d := &report.Document{Title: r.Method, Subtitle: r.headline()}
+	if c, err := catalog.Find(r.Method); err == nil {
+		d.Title = c.Name
+	}
+	if r.Title != "" {
+		d.Title += ": " + r.Title
 	}
 	d.Add(r.claims())
 	for _, t := range r.tables() {
@@ -39,9 +43,9 @@ func Documents(results []*Result) *report.Document {
 		return results[0].Document()
 	}
 	d := &report.Document{Title: fmt.Sprintf("%d methods beside their baselines", len(results))}
-	t := report.Table{Columns: []string{"method", "claims", "scale", "seeds", "seconds"}}
+	t := report.Table{Columns: []string{"method", "claims", "seeds", "seconds"}}
 	for _, r := range results {
-		t.Rows = append(t.Rows, []string{r.Method, r.Summary(), r.Scale.String(), fmt.Sprint(len(r.Seeds)), report.Number(roundTo(r.Seconds, 3))})
+		t.Rows = append(t.Rows, []string{r.Method, r.Summary(), fmt.Sprint(len(r.Seeds)), report.Number(roundTo(r.Seconds, 3))})
 	}
 	d.Add(t)
 	for i, r := range results {
@@ -61,7 +65,7 @@ func (r *Result) headline() string {
 	if len(r.Seeds) == 1 {
 		seeds = "1 seed"
 	}
-	s := fmt.Sprintf("%s at %s scale, %s: %s.", r.Method, r.Scale, seeds, r.Summary())
+	s := fmt.Sprintf("%s scale, %s: %s.", strings.ToUpper(r.Scale.String()[:1])+r.Scale.String()[1:], seeds, r.Summary())
 	switch {
 	case r.Scale == Smoke:
 		s += " A smoke run shows that it runs; claims are judged at full scale."
@@ -89,48 +93,74 @@ func ClaimsSection(verdicts []Verdict) report.Claims {
 	return c
 }
 
-// tables sets the arms against their metrics; metrics that few arms share would make it wide, so it is cut into tables
-// of at most five metrics, and a table leaves out the arms that have none of them.
+// tables sets the arms against their metrics. Metrics that the same arms have stand in one table, of at most five metrics,
+// and a table leaves out the arms that have none of its metrics.
 func (r *Result) tables() (tables []report.Table) {
+	type group struct{ metrics, arms []string }
+	var groups []*group
+	has := map[string][]string{} // metric -> arms
 	var names []string
 	for _, a := range r.Arms {
 		for _, m := range a.Metrics {
-			if !slices.Contains(names, m.Name) {
+			if has[m.Name] == nil {
 				names = append(names, m.Name)
 			}
+			has[m.Name] = append(has[m.Name], a.Name)
 		}
 	}
 	const columns = 5
-	for len(names) > 0 {
-		part := names[:min(columns, len(names))]
-		names = names[len(part):]
-		t := report.Table{Columns: append([]string{"arm"}, part...)}
-		if len(tables) == 0 {
+	for _, name := range names {
+		fits := func(g *group) bool {
+			for _, a := range has[name] {
+				if !slices.Contains(g.arms, a) {
+					return false
+				}
+			}
+			return len(g.metrics) < columns
+		}
+		if i := slices.IndexFunc(groups, fits); i >= 0 {
+			groups[i].metrics = append(groups[i].metrics, name)
+		} else {
+			groups = append(groups, &group{[]string{name}, has[name]})
+		}
+	}
+	baselines := false
+	for i, g := range groups {
+		t := report.Table{Columns: append([]string{"arm"}, g.metrics...)}
+		if i == 0 {
 			t.Title = "What the arms measured"
 		}
 		for _, a := range r.Arms {
-			row, any := []string{a.Name}, false
-			if a.Baseline {
-				row[0] += " (baseline)"
+			if !slices.Contains(g.arms, a.Name) {
+				continue
 			}
-			for _, name := range part {
+			row := []string{a.Name}
+			if a.Baseline {
+				row[0] += " °"
+				baselines = true
+			}
+			for _, name := range g.metrics {
 				cell := ""
 				if m := a.metric(name); m != nil {
-					any = true
 					if cell = report.Number(float64(m.Mean)); finite(float64(m.SD)) && m.SD != 0 {
 						cell += " ± " + report.Number(roundTo(float64(m.SD), 2))
 					}
 				}
 				row = append(row, cell)
 			}
-			if any {
-				t.Rows = append(t.Rows, row)
-			}
+			t.Rows = append(t.Rows, row)
 		}
 		tables = append(tables, t)
 	}
-	if n := len(tables); n > 0 && len(r.Seeds) > 1 {
-		tables[n-1].Note = "Mean ± standard deviation over the seeds; without ±, the same at every seed."
+	if n := len(tables); n > 0 {
+		var notes []string
+		if baselines {
+			notes = append(notes, "° baseline.")
+		}
+		if len(r.Seeds) > 1 {
+			notes = append(notes, "Mean ± standard deviation over the seeds; without ±, the same at every seed.")
+		}
+		tables[n-1].Note = strings.Join(notes, " ")
 	}
 	return tables
 }

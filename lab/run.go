@@ -122,15 +122,15 @@ func (r *runner) run(ctx context.Context) (_ *Result, err error) {
 	units, err := r.units(ctx)
 	result := r.result(units)
 	if r.active != nil {
-		status := store.Done
+		status, cause := store.Done, err
 		switch {
 		case ctx.Err() != nil:
-			status = store.Interrupted
+			status, cause = store.Interrupted, errors.New("stopped")
 		case err != nil:
 			status = store.Failed
 		}
 		// The record is closed even though ctx may be cancelled.
-		if ferr := r.active.Finish(context.WithoutCancel(ctx), status, result, err); ferr != nil {
+		if ferr := r.active.Finish(context.WithoutCancel(ctx), status, result, cause); ferr != nil {
 			err = errors.Join(err, ferr)
 		}
 		result.Run = r.active.ID

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"github.com/gomlx/compute"
@@ -78,7 +79,7 @@ func (a *app) exitCode(ctx context.Context, err error) int {
 		code, err = exitInterrupted, errors.New("interrupted; what was finished is saved, and the same command goes on from there")
 	}
 	fmt.Fprintf(a.stderr, "lathe: %v\n", err)
-	if a.json && !a.emitted {
+	if (a.json || slices.Contains(a.args, "--json")) && !a.emitted { // a wrong flag before --json hides it
 		_ = a.printJSON(map[string]any{"error": err.Error(), "exit_code": code})
 	}
 	return code

@@ -101,7 +101,7 @@ VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 		Example: `  lathe compress vit.onnx --method repq-vit --bits 4 --calib images/ -o vit4.onnx
   lathe compress vit.onnx --method repq-vit --bits 6 --calib calib.npy --eval test.npy --labels labels.npy -o vit6.onnx
   lathe compress pages.onnx --method minmax --bits 8 --calib scans/ --preprocess "resize=256" --labels labels.csv -o pages8.onnx`,
-		Args: exactArgs("model"),
+		Args: exactArgs("a model"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := newCompression(a, args[0], f)
 			if err != nil {

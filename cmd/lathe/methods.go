@@ -78,7 +78,7 @@ claims of the paper fared when it was measured at full scale.`,
 			return a.emit(list, func(w io.Writer) error {
 				t := report.Table{Columns: []string{"id", "no", "name", "family", "claims", "paper"}, Note: "\"lathe show ID\" tells more; \"lathe try ID\" measures it here."}
 				for _, m := range list {
-					t.Rows = append(t.Rows, []string{m.ID, fmt.Sprintf("%02d", m.Number), m.Name, m.Family, m.Results, m.Paper + " (" + m.Venue + ")"})
+					t.Rows = append(t.Rows, []string{m.ID, ordinal(m.Number), m.Name, m.Family, m.Results, m.Paper + " (" + m.Venue + ")"})
 				}
 				return report.WriteTable(w, t, a.width())
 			})
@@ -86,6 +86,14 @@ claims of the paper fared when it was measured at full scale.`,
 	}
 	cmd.Flags().StringVar(&family, "family", "", "only the methods of this family")
 	return cmd
+}
+
+// ordinal prints the number of a method; plain baselines have none.
+func ordinal(n int) string {
+	if n == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%02d", n)
 }
 
 // noArgs refuses arguments.

@@ -24,6 +24,7 @@ var verbs = []struct {
 }{
 	{groupUse, newCurateCommand},
 	{groupUse, newCompressCommand},
+	{groupUse, newNMSCommand},
 	{groupUse, newUpscaleCommand},
 
 	{groupMeasure, newMethodsCommand},

@@ -48,7 +48,7 @@ func newShowCommand(a *app) *cobra.Command {
 				URL     string      `json:"url,omitempty"`
 				Results *lab.Result `json:"results"`
 			}{c, c.URL(), r}, func(w io.Writer) error {
-				d := report.Document{Title: fmt.Sprintf("%s  (%02d %s)", c.Name, c.Number, c.ID), Subtitle: c.Use}
+				d := report.Document{Title: fmt.Sprintf("%s  (%s %s)", c.Name, ordinal(c.Number), c.ID), Subtitle: c.Use}
 				d.Facts = []report.Fact{
 					{Name: "paper", Value: c.Paper}, {Name: "authors", Value: c.Authors}, {Name: "venue", Value: strings.TrimSpace(c.Venue + "  " + c.URL())},
 					{Name: "family", Value: c.Family}, {Name: "Go", Value: c.Go},

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -306,7 +307,7 @@ func (a *app) train(ctx context.Context, c trainConfig, out string, fresh bool) 
 	result, err := a.fit(ctx, c, net, train, optimizer, schedule, string(config), out, fresh)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		_ = finish(store.Interrupted, nil, err)
+		_ = finish(store.Interrupted, nil, errors.New("stopped"))
 		return err
 	case err != nil:
 		_ = finish(store.Failed, nil, err)

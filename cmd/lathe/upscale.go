@@ -24,6 +24,7 @@ import (
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/data/imaging"
 	"github.com/lathe-ml/lathe/internal/atomicfile"
+	"github.com/lathe-ml/lathe/nn/onnx"
 	"github.com/lathe-ml/lathe/task/restore"
 )
 
@@ -93,7 +94,7 @@ The rotation that a camera noted in a picture is not applied, and colour profile
 	cmd.MarkFlagsMutuallyExclusive("model", "method")
 	_ = cmd.RegisterFlagCompletionFunc("method", cobra.FixedCompletions([]string{"espcn", "bicubic"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("scale", cobra.FixedCompletions([]string{"2", "3", "4"}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.AddCommand(newUpscaleTrainCommand(a))
+	cmd.AddCommand(newUpscaleTrainCommand(a), newUpscaleExportCommand(a))
 	return cmd
 }
 
@@ -444,6 +445,54 @@ decimation, as the paper did. Interrupted training goes on where it was when the
 	return cmd
 }
 
+func newUpscaleExportCommand(a *app) *cobra.Command {
+	var (
+		scale               int
+		model, size, output string
+	)
+	cmd := &cobra.Command{
+		Use:   "export -o MODEL.onnx",
+		Short: "Write an upscaling network as ONNX, for other runtimes",
+		Long: `Write a network as a standard ONNX model for images of one size: input "lr" [batch, height, width, 1] with
+luminance (BT.601, studio swing, divided by 255), output "sr" of --scale times the height and width. Colour is the
+caller's to enlarge.`,
+		Example: `  lathe upscale export --scale 2 --size 640x360 -o espcn-x2.onnx`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var w, h int
+			if n, err := fmt.Sscanf(size, "%dx%d", &w, &h); n != 2 || err != nil || fmt.Sprintf("%dx%d", w, h) != size || w < 1 || h < 1 || w > 1<<15 || h > 1<<15 {
+				return usageErrorf("--size %q is not WIDTHxHEIGHT in pixels of the small image, each from 1 to %d", size, 1<<15)
+			}
+			if strings.ToLower(filepath.Ext(output)) != ".onnx" {
+				return usageErrorf("name the file to write with -o; its name ends in .onnx")
+			}
+			net, err := restore.Pretrained(scale)
+			if model != "" {
+				net, err = restore.Load(model)
+			}
+			if err != nil {
+				return err
+			}
+			d := net.Inputs[0].Shape.Dimensions
+			d[1], d[2] = h, w
+			if err := onnx.WriteFile(output, net, onnx.WriteOptions{}); err != nil {
+				return err
+			}
+			return a.emit(map[string]any{"output": output, "scale": net.Meta["factor"], "width": w, "height": h}, func(out io.Writer) error {
+				_, err := fmt.Fprintf(out, "%s  ×%s, %d×%d pixels in\n", output, net.Meta["factor"], w, h)
+				return err
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&scale, "scale", 2, "factor of the network that comes with lathe: 2, 3 or 4")
+	f.StringVar(&model, "model", "", "network that \"lathe upscale train\" wrote, instead of the one that comes with lathe")
+	f.StringVar(&size, "size", "320x240", "width and height of the small image")
+	f.StringVarP(&output, "output", "o", "", "file to write")
+	cmd.MarkFlagsMutuallyExclusive("scale", "model")
+	return cmd
+}
+
 func (a *app) trainUpscaler(ctx context.Context, images, tests []string, output string, m restore.ESPCN, c restore.Training) error {
 	photos, err := loadPhotos(ctx, images, data.Train)
 	if err != nil {
@@ -479,7 +528,11 @@ func (a *app) trainUpscaler(ctx context.Context, images, tests []string, output 
 	}
 	r.Seconds = time.Since(start).Seconds()
 	net.Meta["trained_on"] = strings.Join(photoNames(photos), ",")
-	net.Meta["command"] = "lathe " + strings.Join(a.args, " ")
+	command := "lathe"
+	for _, arg := range a.args { // a path says nothing to others
+		command += " " + filepath.Base(arg)
+	}
+	net.Meta["command"] = command
 	if err := restore.Save(output, net); err != nil {
 		return err
 	}

@@ -12,7 +12,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gomlx/gomlx/core/tensors"
+
 	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/nn"
+	"github.com/lathe-ml/lathe/nn/onnx"
+	"github.com/lathe-ml/lathe/task/restore"
 )
 
 // upscale runs "lathe upscale" on the portable backend.
@@ -165,6 +171,41 @@ func TestUpscaleTrain(t *testing.T) {
 	}
 }
 
+func TestUpscaleExportRunsAsTheNetworkDoes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.onnx")
+	if code, _, stderr := upscale(t, nil, "export", "--scale", "3", "--size", "14x9", "-o", path); code != 0 {
+		t.Fatal(stderr)
+	}
+	read, err := onnx.ReadFile(path, onnx.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	net, err := restore.Pretrained(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := make([]float32, 9*14)
+	for i := range x {
+		x[i] = float32(i) / 140
+	}
+	var y [2][]float32
+	for i, n := range []*nn.Network{net, read} {
+		out, err := n.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 1, 9, 14, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		y[i] = nn.Floats(out[0])
+	}
+	if len(y[0]) != 9*27*14 || len(y[0]) != len(y[1]) {
+		t.Fatalf("%d and %d samples", len(y[0]), len(y[1]))
+	}
+	for i, v := range y[0] {
+		if math.Abs(float64(v-y[1][i])) > 1e-5 {
+			t.Fatalf("sample %d is %v, in ONNX %v", i, v, y[1][i])
+		}
+	}
+}
+
 func TestUpscaleWrongUse(t *testing.T) {
 	in := writePNG(t, "in.png", drawing(8, 8))
 	video := filepath.Join(t.TempDir(), "in.y4m")
@@ -200,6 +241,8 @@ func TestUpscaleWrongUse(t *testing.T) {
 		{1, "frame", []string{cut, "-o", filepath.Join(dir, "o.y4m")}},
 		{1, "safetensors", []string{in, "--model", in, "-o", out}},
 		{2, "bicubic or blur", []string{"train", in, "--degradation", "x", "-o", out}},
+		{2, "WIDTHxHEIGHT", []string{"export", "--size", "9", "-o", filepath.Join(dir, "m.onnx")}},
+		{2, ".onnx", []string{"export", "-o", out}},
 		{1, "in.png", []string{"train", in, "-o", out}},
 	} {
 		code, _, stderr := upscale(t, nil, c.args...)

@@ -47,6 +47,9 @@ func (q MinMaxPTQ) Compress(ctx context.Context, b compute.Backend, net *nn.Netw
 	if calib.Len() == 0 {
 		return nil, fmt.Errorf("quant: min-max: %w", ErrEmpty)
 	}
+	if err := refuseQuantised(net); err != nil {
+		return nil, fmt.Errorf("quant: min-max: %w", err)
+	}
 	ref := net.Clone()
 	folded, err := fold.BatchNorm(ref)
 	if err != nil {

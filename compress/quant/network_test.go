@@ -217,8 +217,12 @@ func TestRepQViTAtEightBitsIsCloseToFloat(t *testing.T) {
 		}
 		want := outputs(t, net, x)
 		for _, q := range []RepQViT{
-			{}, {Norms: ChannelWise}, {Softmax: SoftmaxUniform}, {Reparam: ReparamOptions{FractionalZero: true}},
-			{Reparam: ReparamOptions{Target: TargetMedian}}, {Reparam: ReparamOptions{Target: TargetMax}},
+			{},
+			{Norms: ChannelWise},
+			{Softmax: SoftmaxUniform},
+			{Reparam: ReparamOptions{FractionalZero: true}},
+			{Reparam: ReparamOptions{Target: TargetMedian}},
+			{Reparam: ReparamOptions{Target: TargetMax}},
 		} {
 			q.WeightBits, q.ActBits = 8, 8
 			res, err := q.Compress(context.Background(), engine.Go(), net, x)
@@ -368,6 +372,15 @@ func TestRepQViTRefuses(t *testing.T) {
 	}
 	if _, err := (RepQViT{}).Compress(ctx, be, mlp, images(4, 8)); err == nil || !strings.Contains(err.Error(), "min-max") {
 		t.Error("a network without norms:", err)
+	}
+	twice, err := RepQViT{}.Compress(ctx, be, net, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []compress.Method{RepQViT{}, MinMaxPTQ{}} {
+		if _, err := m.Compress(ctx, be, twice.Network, x); err == nil || !strings.Contains(err.Error(), "already") {
+			t.Errorf("%T on a quantised network: %v", m, err)
+		}
 	}
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()

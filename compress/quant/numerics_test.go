@@ -66,8 +66,10 @@ func TestFixtures(t *testing.T) {
 				r[i] = gamma[i] / n.Gamma[i]
 				shift[i] = beta[i]/r[i] - n.Beta[i]
 			}
-			return map[string]any{"target_delta": []float64{sT}, "target_zero_point": []float64{zT}, "r": r, "shift": shift,
-				"gamma": n.Gamma, "beta": n.Beta, "W": l.W, "bias": l.Bias}
+			return map[string]any{
+				"target_delta": []float64{sT}, "target_zero_point": []float64{zT}, "r": r, "shift": shift,
+				"gamma": n.Gamma, "beta": n.Beta, "W": l.W, "bias": l.Bias,
+			}
 		},
 		"ln_linear_quant": func(t *testing.T, c *fixture.Case) map[string]any {
 			x, w := c.Inputs["x"], c.Inputs["W"]

@@ -113,6 +113,17 @@ func isQuantisable(n *nn.Node) bool {
 	return false
 }
 
+// refuseQuantised fails on a network that a quantiser has been through already: its grids would be fitted to grid points.
+func refuseQuantised(net *nn.Network) error {
+	for _, n := range net.Nodes {
+		switch n.Op.(type) {
+		case nn.QuantizeDequantize, FakeQuantize, LogQuantize:
+			return fmt.Errorf("the network is quantised already (node %q); start from the float network", n.Name)
+		}
+	}
+	return nil
+}
+
 // transformer is what RepQ-ViT needs to know of a network.
 type transformer struct {
 	points map[string][]point    // by node name

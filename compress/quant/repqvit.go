@@ -117,6 +117,9 @@ func (q RepQViT) Compress(ctx context.Context, b compute.Backend, net *nn.Networ
 	if calib.Len() == 0 {
 		return nil, fmt.Errorf("quant: repq-vit: %w", ErrEmpty)
 	}
+	if err := refuseQuantised(net); err != nil {
+		return nil, fmt.Errorf("quant: repq-vit: %w", err)
+	}
 	ref := net.Clone()
 	w := &repqWalk{
 		RepQViT: q, net: net.Clone(), quantised: map[string]string{}, isQuantised: map[string]bool{},
@@ -126,12 +129,12 @@ func (q RepQViT) Compress(ctx context.Context, b compute.Backend, net *nn.Networ
 		return nil, fmt.Errorf("quant: repq-vit: %w", err)
 	}
 	if q.Norms == Reparameterized {
-		for _, norm := range slices.Sorted(maps.Keys(w.t.shared)) {
-			other := w.t.shared[norm]
+		if shared := slices.Sorted(maps.Keys(w.t.shared)); len(shared) > 0 {
+			other := w.t.shared[shared[0]]
 			if other == "" {
 				other = "the network's output"
 			}
-			return nil, fmt.Errorf("quant: repq-vit: norm %q feeds linear layers and also %s: %w; use min-max for a post-norm network", norm, other, ErrSharedNorm)
+			return nil, fmt.Errorf("quant: repq-vit: norm %q feeds linear layers and also %s: %w; use min-max for a post-norm network", shared[0], other, ErrSharedNorm)
 		}
 	}
 	if len(w.t.norms)+len(w.t.shared)+w.t.softmx == 0 {

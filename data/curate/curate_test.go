@@ -303,8 +303,8 @@ func TestPruneSelects(t *testing.T) {
 	refuses(t, "influence", err, "test examples")
 }
 
-func TestRecorderEqualsTheMetrics(t *testing.T) {
-	r := NewRecorder(3, 2)
+func TestTrainRecorderEqualsTheMetrics(t *testing.T) {
+	r := NewTrainRecorder(3, 2)
 	labels := []int{0, 1, 0}
 	observe := func(index []int, scores ...float32) {
 		t.Helper()

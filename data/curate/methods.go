@@ -22,10 +22,14 @@ type namedMetric struct {
 }
 
 var metrics = []namedMetric{
-	{"prototypes", "distance to the nearest of k prototypes of the features; needs no labels", false,
-		func(o Options) Metric { return Prototypes{K: o.Clusters, Seed: o.Seed} }},
-	{"supervised-prototypes", "distance to the prototype of the example's own class", true,
-		func(Options) Metric { return ClassPrototypes{} }},
+	{
+		"prototypes", "distance to the nearest of k prototypes of the features; needs no labels", false,
+		func(o Options) Metric { return Prototypes{K: o.Clusters, Seed: o.Seed} },
+	},
+	{
+		"supervised-prototypes", "distance to the prototype of the example's own class", true,
+		func(Options) Metric { return ClassPrototypes{} },
+	},
 	probeMetric(ScoreEL2N, "error of the predicted probabilities early in training"),
 	probeMetric(ScoreForgetting, "how often the example is learnt and forgotten again"),
 	probeMetric(ScoreMemorization, "how much its own prediction gains from training on it"),

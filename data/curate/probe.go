@@ -26,8 +26,10 @@ type probe struct {
 // newProbe makes probe number k, which trains on the examples marked in, or on all for nil.
 func newProbe(x *mat.Dense, labels []int, classes int, in []bool, seed uint64, k int) *probe {
 	n, d := x.Dims()
-	p := &probe{x: x, labels: labels, classes: classes, r: rng.New(seed, fmt.Sprintf("probe-%d", k)),
-		w: mat.NewDense(classes, d+1, nil), v: mat.NewDense(classes, d+1, nil)}
+	p := &probe{
+		x: x, labels: labels, classes: classes, r: rng.New(seed, fmt.Sprintf("probe-%d", k)),
+		w: mat.NewDense(classes, d+1, nil), v: mat.NewDense(classes, d+1, nil),
+	}
 	for i := range n {
 		if in == nil || in[i] {
 			p.index = append(p.index, i)

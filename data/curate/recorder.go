@@ -5,26 +5,26 @@ import (
 	"math"
 )
 
-// Recorder collects from any training loop what EL2N and Forgetting need: which examples were right in each epoch, and
+// TrainRecorder collects from any training loop what EL2N and Forgetting need: which examples were right in each epoch, and
 // the class probabilities at early points of the training. Call Observe with the scores of every batch (those of the
 // training step itself cost nothing extra), EndEpoch after each epoch, and Snapshot with the scores of the whole pool
 // once, early. It is not safe for use by several goroutines at once.
-type Recorder struct {
+type TrainRecorder struct {
 	n, classes int
 	now        []bool
 	correct    [][]bool
 	early      [][][]float64
 }
 
-// NewRecorder records n examples of a problem with the given number of classes.
-func NewRecorder(n, classes int) *Recorder {
-	return &Recorder{n: n, classes: classes, now: make([]bool, max(n, 0))}
+// NewTrainRecorder records n examples of a problem with the given number of classes.
+func NewTrainRecorder(n, classes int) *TrainRecorder {
+	return &TrainRecorder{n: n, classes: classes, now: make([]bool, max(n, 0))}
 }
 
 // Observe takes the scores (logits or probabilities) [len(index), classes] of the examples with these indices, and
 // their labels. The last observation within an epoch counts; an example that is not observed in an epoch keeps its
 // state of the one before.
-func (r *Recorder) Observe(index []int, scores []float32, labels []int) error {
+func (r *TrainRecorder) Observe(index []int, scores []float32, labels []int) error {
 	if len(labels) != len(index) || len(scores) != len(index)*r.classes {
 		return fmt.Errorf("curate: recorder got %d scores and %d labels of %d examples with %d classes", len(scores), len(labels), len(index), r.classes)
 	}
@@ -44,14 +44,14 @@ func (r *Recorder) Observe(index []int, scores []float32, labels []int) error {
 	return nil
 }
 
-func (r *Recorder) observe(probs [][]float64, labels []int) { copy(r.now, correct(probs, labels)) }
+func (r *TrainRecorder) observe(probs [][]float64, labels []int) { copy(r.now, correct(probs, labels)) }
 
 // EndEpoch closes an epoch.
-func (r *Recorder) EndEpoch() { r.correct = append(r.correct, append([]bool(nil), r.now...)) }
+func (r *TrainRecorder) EndEpoch() { r.correct = append(r.correct, append([]bool(nil), r.now...)) }
 
 // Snapshot keeps the softmax of the logits [n, classes] of the whole pool, in its order, as one model's early
 // probabilities. Snapshots of several models make EL2N less noisy.
-func (r *Recorder) Snapshot(logits []float32) error {
+func (r *TrainRecorder) Snapshot(logits []float32) error {
 	if len(logits) != r.n*r.classes {
 		return fmt.Errorf("curate: recorder got %d logits; %d examples with %d classes have %d", len(logits), r.n, r.classes, r.n*r.classes)
 	}
@@ -64,16 +64,16 @@ func (r *Recorder) Snapshot(logits []float32) error {
 }
 
 // Correct returns what was right, [epoch][example].
-func (r *Recorder) Correct() [][]bool { return r.correct }
+func (r *TrainRecorder) Correct() [][]bool { return r.correct }
 
 // Early returns the snapshots, [model][example][class].
-func (r *Recorder) Early() [][][]float64 { return r.early }
+func (r *TrainRecorder) Early() [][][]float64 { return r.early }
 
 // Forgetting returns the forgetting score of every example.
-func (r *Recorder) Forgetting() ([]float64, error) { return Forgetting(r.correct) }
+func (r *TrainRecorder) Forgetting() ([]float64, error) { return Forgetting(r.correct) }
 
 // EL2N returns the EL2N score of every example over all snapshots.
-func (r *Recorder) EL2N(labels []int) ([]float64, error) { return EL2N(r.early, labels) }
+func (r *TrainRecorder) EL2N(labels []int) ([]float64, error) { return EL2N(r.early, labels) }
 
 // Softmax turns logits [n, classes], row-major, into probabilities. Logits that are not finite are an error.
 func Softmax(logits []float32, classes int) ([][]float64, error) {

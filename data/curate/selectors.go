@@ -121,7 +121,7 @@ func ProbeScores() []ProbeScore {
 }
 
 // Probe scores features by training linear softmax classifiers on them, on the host: the supervised metrics of the
-// paper for whoever has embeddings and labels but no training run to record. Where there is one, a [Recorder] in it or
+// paper for whoever has embeddings and labels but no training run to record. Where there is one, a [TrainRecorder] in it or
 // models trained on subsets of it (SubsetStats) know the network's own difficulties, which are the better ones. One
 // epoch of one model costs O(n·d·classes).
 type Probe struct {
@@ -174,7 +174,7 @@ func (p Probe) Rank(ctx context.Context, e *Examples) (*Ranking, error) {
 		// several models: the mean of their counts
 		score := make([]float64, n)
 		for k := range models {
-			rec := NewRecorder(n, classes)
+			rec := NewTrainRecorder(n, classes)
 			pr := newProbe(x, e.Labels, classes, nil, p.Seed, k)
 			for range epochs {
 				if err := pr.epoch(ctx); err != nil {

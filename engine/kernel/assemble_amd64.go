@@ -37,9 +37,13 @@ func assemble(s *Set) {
 		s.Binary[Ge] = geAVX2
 		s.Select, s.MulAdd = selectAVX2, mulAddAVX2
 		s.SumRows, s.MaxRows, s.FillRows = sumRowsAVX2, maxRowsAVX2, fillRowsAVX2
-		s.tile = tiles{mr: 6, nr: 16, masked: false, f: [2][maxTileRows + 1]func(*tileArgs){
-			{nil, tile1x8AVX2, tile2x8AVX2, tile3x8AVX2, tile4x8AVX2, tile5x8AVX2, tile6x8AVX2},
-			{nil, tile1x16AVX2, tile2x16AVX2, tile3x16AVX2, tile4x16AVX2, tile5x16AVX2, tile6x16AVX2},
+		s.SumCols, s.dotLanes = sumColsAVX2, dotLanesAVX2
+		s.tile = tiles{mr: 6, nr: 16, masked: false, packed: tileTable{
+			{nil, tilePacked1x8AVX2, tilePacked2x8AVX2, tilePacked3x8AVX2, tilePacked4x8AVX2, tilePacked5x8AVX2, tilePacked6x8AVX2},
+			{nil, tilePacked1x16AVX2, tilePacked2x16AVX2, tilePacked3x16AVX2, tilePacked4x16AVX2, tilePacked5x16AVX2, tilePacked6x16AVX2},
+		}, table: tileTable{
+			{nil, tileTable1x8AVX2, tileTable2x8AVX2, tileTable3x8AVX2, tileTable4x8AVX2, tileTable5x8AVX2, tileTable6x8AVX2},
+			{nil, tileTable1x16AVX2, tileTable2x16AVX2, tileTable3x16AVX2, tileTable4x16AVX2, tileTable5x16AVX2, tileTable6x16AVX2},
 		}}
 	case AVX512:
 		s.Unary[Neg] = negAVX512
@@ -73,9 +77,13 @@ func assemble(s *Set) {
 		s.Binary[Ge] = geAVX512
 		s.Select, s.MulAdd = selectAVX512, mulAddAVX512
 		s.SumRows, s.MaxRows, s.FillRows = sumRowsAVX512, maxRowsAVX512, fillRowsAVX512
-		s.tile = tiles{mr: 8, nr: 32, masked: true, f: [2][maxTileRows + 1]func(*tileArgs){
-			{nil, tile1x16AVX512, tile2x16AVX512, tile3x16AVX512, tile4x16AVX512, tile5x16AVX512, tile6x16AVX512, tile7x16AVX512, tile8x16AVX512},
-			{nil, tile1x32AVX512, tile2x32AVX512, tile3x32AVX512, tile4x32AVX512, tile5x32AVX512, tile6x32AVX512, tile7x32AVX512, tile8x32AVX512},
+		s.SumCols, s.dotLanes = sumColsAVX512, dotLanesAVX512
+		s.tile = tiles{mr: 8, nr: 32, masked: true, packed: tileTable{
+			{nil, tilePacked1x16AVX512, tilePacked2x16AVX512, tilePacked3x16AVX512, tilePacked4x16AVX512, tilePacked5x16AVX512, tilePacked6x16AVX512, tilePacked7x16AVX512, tilePacked8x16AVX512},
+			{nil, tilePacked1x32AVX512, tilePacked2x32AVX512, tilePacked3x32AVX512, tilePacked4x32AVX512, tilePacked5x32AVX512, tilePacked6x32AVX512, tilePacked7x32AVX512, tilePacked8x32AVX512},
+		}, table: tileTable{
+			{nil, tileTable1x16AVX512, tileTable2x16AVX512, tileTable3x16AVX512, tileTable4x16AVX512, tileTable5x16AVX512, tileTable6x16AVX512, tileTable7x16AVX512, tileTable8x16AVX512},
+			{nil, tileTable1x32AVX512, tileTable2x32AVX512, tileTable3x32AVX512, tileTable4x32AVX512, tileTable5x32AVX512, tileTable6x32AVX512, tileTable7x32AVX512, tileTable8x32AVX512},
 		}}
 	}
 }

@@ -14,13 +14,12 @@ const mBlock = 96
 type Operand struct{ Batch, Rows, K []int32 }
 
 // Gemm is a planned product C[b,m,n] = sum over k of A[b,m,k] * B[b,n,k], for given shapes and places. Both operands
-// are addressed by rows and k; C has rows of N contiguous elements, LDC apart. A Gemm holds the state of its run, so it
-// must not run twice at once.
+// are addressed by rows and k; C has rows of N contiguous elements. A Gemm holds the state of its run, so it must not
+// run twice at once.
 type Gemm struct {
 	m, n, k, batches int
 	a, b             Operand
-	cBatch           []int32
-	ldc              int
+	cBatch, cRows    []int32
 	set              *Set
 
 	// A's rows or k at a constant stride; 0 where they are not.
@@ -43,9 +42,10 @@ type Gemm struct {
 	bi         int
 }
 
-// NewGemm plans a product. cBatch holds C's offset for each batch.
-func NewGemm(set *Set, m, n, k int, a, b Operand, cBatch []int32, ldc int) *Gemm {
-	g := &Gemm{m: m, n: n, k: k, batches: len(cBatch), a: a, b: b, cBatch: cBatch, ldc: ldc, set: set}
+// NewGemm plans a product of A with B, whose rows are C's columns. C's row i of batch b begins at cBatch[b] + cRows[i].
+func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
+	m, n, k := len(a.Rows), len(b.Rows), len(a.K)
+	g := &Gemm{m: m, n: n, k: k, batches: len(cBatch), a: a, b: b, cBatch: cBatch, cRows: cRows, set: set}
 	t := &set.tile
 	aRow, rowsRegular := stride(a.Rows)
 	aK, kRegular := stride(a.K)
@@ -67,7 +67,7 @@ func NewGemm(set *Set, m, n, k int, a, b Operand, cBatch []int32, ldc int) *Gemm
 	if bKRegular {
 		g.bK = bk
 	}
-	g.packB = !(bKRegular && contiguous(b.Rows) && (t.masked || n%t.nr == 0) && m <= 64 && bk*4 < 2048 || m <= t.mr && bKRegular && contiguous(b.Rows) && (t.masked || n%t.nr == 0))
+	g.packB = m > 64 || m > t.mr && bKRegular && bk >= 512 || !g.halvesContiguous()
 
 	g.small = g.batches > 1 && (m*n*k <= 1<<20 || g.batches >= 64)
 	if g.small {
@@ -88,6 +88,18 @@ func NewGemm(set *Set, m, n, k int, a, b Operand, cBatch []int32, ldc int) *Gemm
 	g.pieces = mb * g.nPieces
 	g.packPieces = len(g.blocks) * g.panels
 	return g
+}
+
+// halvesContiguous says whether B can be read without packing: the columns of each half of a panel lie side by side.
+func (g *Gemm) halvesContiguous() bool {
+	half := g.set.tile.nr / 2
+	for j := 0; j < g.n; j += half {
+		c := g.b.Rows[j:min(g.n, j+half)]
+		if len(c) < half && !g.set.tile.masked || len(c) > 1 && !contiguous(c) {
+			return false
+		}
+	}
+	return true
 }
 
 // stride returns the constant distance of a table's entries, if there is one.
@@ -181,8 +193,8 @@ func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32) {
 	}
 	if g.k == 0 {
 		for _, o := range g.cBatch {
-			for i := range g.m {
-				clear(c[int(o)+i*g.ldc:][:g.n])
+			for _, r := range g.cRows {
+				clear(c[int(o)+int(r):][:g.n])
 			}
 		}
 		return
@@ -265,7 +277,11 @@ func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 in
 	n := (m1 - m0 + t.mr - 1) / t.mr // tiles, of nearly equal heights
 	first := func(i int) int { return m0 + (m1-m0)*i/n }
 	runs, args := g.blocks[kb], &w.args
-	args.aks, args.ldc, args.acc = g.aK, g.ldc*4, min(kb, 1)
+	args.aks, args.acc = g.aK, min(kb, 1)
+	kernels := &t.packed
+	if !g.packB {
+		kernels = &t.table
+	}
 	if g.packA {
 		w.one[0] = run{0, kk}
 		runs, args.aks = w.one[:], t.mr
@@ -282,7 +298,10 @@ func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 in
 		if g.packB {
 			args.b, args.bks = &packedB[g.panelAt(p, kb)], t.nr*4>>(1-wide)
 		} else {
-			args.b, args.bks = &b[int(g.b.Rows[j0])+int(g.b.K[kb*kBlock])], g.bK*4
+			args.b, args.table, args.next = &b[g.b.Rows[j0]], &g.b.K[kb*kBlock], 0
+			if wide == 1 {
+				args.next = int(g.b.Rows[j0+t.nr/2] - g.b.Rows[j0])
+			}
 		}
 		for i := range n {
 			r, end := first(i), first(i+1)
@@ -292,9 +311,10 @@ func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 in
 				} else {
 					args.rows[x] = &a[g.a.Rows[r+x]]
 				}
+				args.c[x] = &c[int(g.cRows[r+x])+j0]
 			}
-			args.runs, args.n, args.c = &runs[0], len(runs), &c[r*g.ldc+j0]
-			t.f[wide][end-r](args)
+			args.runs, args.n, args.done = &runs[0], len(runs), 0
+			kernels[wide][end-r](args)
 		}
 	}
 }
@@ -332,11 +352,13 @@ func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
 		nr /= 2
 	}
 	col := g.b.Rows[p*g.set.tile.nr:][:cols]
-	if cols > 1 && contiguous(col) {
-		o := int(col[0])
+	if n := sideBySide(col); n == cols || n >= 8 && cols%n == 0 { // copy whole stretches
 		for k := range kk {
 			q := d[k*nr : k*nr+nr]
-			copy(q, b[o+int(g.b.K[k0+k]):][:cols])
+			at := int(g.b.K[k0+k])
+			for j := 0; j < cols; j += n {
+				copy(q[j:j+n], b[at+int(col[j]):])
+			}
 			clear(q[cols:])
 		}
 		return
@@ -363,4 +385,18 @@ func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
 			d[k*nr+j] = b[o+int(g.b.K[k0+k])]
 		}
 	}
+}
+
+// sideBySide returns the largest n such that the entries lie side by side in stretches of n.
+func sideBySide(t []int32) int {
+	n := 1
+	for n < len(t) && t[n] == t[n-1]+1 {
+		n++
+	}
+	for i := n; i < len(t); i++ {
+		if i%n != 0 && t[i] != t[i-1]+1 {
+			return 1
+		}
+	}
+	return n
 }

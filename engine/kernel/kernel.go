@@ -98,10 +98,13 @@ type Set struct {
 	// cols only. The largest of no elements is -Inf; a NaN wins.
 	SumRows func(dst, x []float32, cols int)
 	MaxRows func(dst, x []float32, cols int)
+	// SumCols adds the rows of x, of len(dst) elements each, to dst, in an order that depends on their number only.
+	SumCols func(dst, x []float32)
 	// FillRows writes v[r] into all cols elements of row r of x.
 	FillRows func(x, v []float32, cols int)
 
-	tile tiles
+	tile     tiles
+	dotLanes func(dst, a, b []float32, aK, bK []int32, add int)
 }
 
 // For returns the kernels of a level, which the processor must support.

@@ -4,34 +4,32 @@
 
 #include "textflag.h"
 
-// func tile1x8AVX2(args *int)
+// func tilePacked1x8AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile1x8AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked1x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y1
 	VBROADCASTSS (AX)(R11*4), Y2
 	VFMADD231PS  Y2, Y1, Y0
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -42,8 +40,9 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y1
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y1, Y2
 	VADDPS       Y2, Y0, Y0
 	VMASKMOVPS   Y0, Y1, (AX)
@@ -51,6 +50,7 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y1, (AX)
 	VZEROUPPER
 	RET
@@ -73,22 +73,22 @@ DATA laneMask<>+56(SB)/4, $0x00000000
 DATA laneMask<>+60(SB)/4, $0x00000000
 GLOBL laneMask<>(SB), RODATA|NOPTR, $64
 
-// func tile2x8AVX2(args *int)
+// func tilePacked2x8AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile2x8AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked2x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y2
@@ -96,15 +96,13 @@ loop:
 	VFMADD231PS  Y3, Y2, Y0
 	VBROADCASTSS (BX)(R11*4), Y4
 	VFMADD231PS  Y4, Y2, Y1
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -115,12 +113,13 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y2
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y2, Y3
 	VADDPS       Y3, Y0, Y0
 	VMASKMOVPS   Y0, Y2, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y2, Y3
 	VADDPS       Y3, Y1, Y1
 	VMASKMOVPS   Y1, Y2, (AX)
@@ -128,30 +127,31 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y2, (AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y1, Y2, (AX)
 	VZEROUPPER
 	RET
 
-// func tile3x8AVX2(args *int)
+// func tilePacked3x8AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile3x8AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked3x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y3
@@ -161,15 +161,13 @@ loop:
 	VFMADD231PS  Y5, Y3, Y1
 	VBROADCASTSS (CX)(R11*4), Y4
 	VFMADD231PS  Y4, Y3, Y2
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -180,16 +178,17 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y3
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y3, Y4
 	VADDPS       Y4, Y0, Y0
 	VMASKMOVPS   Y0, Y3, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y3, Y4
 	VADDPS       Y4, Y1, Y1
 	VMASKMOVPS   Y1, Y3, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VMASKMOVPS   (AX), Y3, Y4
 	VADDPS       Y4, Y2, Y2
 	VMASKMOVPS   Y2, Y3, (AX)
@@ -197,34 +196,35 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y3, (AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y1, Y3, (AX)
-	ADDQ       BX, AX
+	MOVQ       80(R14), AX
 	VMASKMOVPS Y2, Y3, (AX)
 	VZEROUPPER
 	RET
 
-// func tile4x8AVX2(args *int)
+// func tilePacked4x8AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile4x8AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked4x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
 	MOVQ   24(R14), DX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y4
@@ -236,15 +236,13 @@ loop:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS (DX)(R11*4), Y6
 	VFMADD231PS  Y6, Y4, Y3
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -255,20 +253,21 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y4
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y4, Y5
 	VADDPS       Y5, Y0, Y0
 	VMASKMOVPS   Y0, Y4, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y4, Y5
 	VADDPS       Y5, Y1, Y1
 	VMASKMOVPS   Y1, Y4, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VMASKMOVPS   (AX), Y4, Y5
 	VADDPS       Y5, Y2, Y2
 	VMASKMOVPS   Y2, Y4, (AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VMASKMOVPS   (AX), Y4, Y5
 	VADDPS       Y5, Y3, Y3
 	VMASKMOVPS   Y3, Y4, (AX)
@@ -276,28 +275,27 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y4, (AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y1, Y4, (AX)
-	ADDQ       BX, AX
+	MOVQ       80(R14), AX
 	VMASKMOVPS Y2, Y4, (AX)
-	ADDQ       BX, AX
+	MOVQ       88(R14), AX
 	VMASKMOVPS Y3, Y4, (AX)
 	VZEROUPPER
 	RET
 
-// func tile5x8AVX2(args *int)
+// func tilePacked5x8AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile5x8AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked5x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
 	MOVQ   24(R14), DX
 	MOVQ   32(R14), SI
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -305,9 +303,11 @@ TEXT ·tile5x8AVX2(SB), NOSPLIT, $0-8
 	VXORPS Y4, Y4, Y4
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y5
@@ -321,15 +321,13 @@ loop:
 	VFMADD231PS  Y7, Y5, Y3
 	VBROADCASTSS (SI)(R11*4), Y6
 	VFMADD231PS  Y6, Y5, Y4
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -340,24 +338,25 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y5
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y5, Y6
 	VADDPS       Y6, Y0, Y0
 	VMASKMOVPS   Y0, Y5, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y5, Y6
 	VADDPS       Y6, Y1, Y1
 	VMASKMOVPS   Y1, Y5, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VMASKMOVPS   (AX), Y5, Y6
 	VADDPS       Y6, Y2, Y2
 	VMASKMOVPS   Y2, Y5, (AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VMASKMOVPS   (AX), Y5, Y6
 	VADDPS       Y6, Y3, Y3
 	VMASKMOVPS   Y3, Y5, (AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VMASKMOVPS   (AX), Y5, Y6
 	VADDPS       Y6, Y4, Y4
 	VMASKMOVPS   Y4, Y5, (AX)
@@ -365,21 +364,22 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y5, (AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y1, Y5, (AX)
-	ADDQ       BX, AX
+	MOVQ       80(R14), AX
 	VMASKMOVPS Y2, Y5, (AX)
-	ADDQ       BX, AX
+	MOVQ       88(R14), AX
 	VMASKMOVPS Y3, Y5, (AX)
-	ADDQ       BX, AX
+	MOVQ       96(R14), AX
 	VMASKMOVPS Y4, Y5, (AX)
 	VZEROUPPER
 	RET
 
-// func tile6x8AVX2(args *int)
+// func tilePacked6x8AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile6x8AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked6x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
@@ -387,9 +387,7 @@ TEXT ·tile6x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ   24(R14), DX
 	MOVQ   32(R14), SI
 	MOVQ   40(R14), DI
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -398,9 +396,11 @@ TEXT ·tile6x8AVX2(SB), NOSPLIT, $0-8
 	VXORPS Y5, Y5, Y5
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y6
@@ -416,15 +416,13 @@ loop:
 	VFMADD231PS  Y7, Y6, Y4
 	VBROADCASTSS (DI)(R11*4), Y8
 	VFMADD231PS  Y8, Y6, Y5
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -435,28 +433,29 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y6
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y6, Y7
 	VADDPS       Y7, Y0, Y0
 	VMASKMOVPS   Y0, Y6, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y6, Y7
 	VADDPS       Y7, Y1, Y1
 	VMASKMOVPS   Y1, Y6, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VMASKMOVPS   (AX), Y6, Y7
 	VADDPS       Y7, Y2, Y2
 	VMASKMOVPS   Y2, Y6, (AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VMASKMOVPS   (AX), Y6, Y7
 	VADDPS       Y7, Y3, Y3
 	VMASKMOVPS   Y3, Y6, (AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VMASKMOVPS   (AX), Y6, Y7
 	VADDPS       Y7, Y4, Y4
 	VMASKMOVPS   Y4, Y6, (AX)
-	ADDQ         BX, AX
+	MOVQ         104(R14), AX
 	VMASKMOVPS   (AX), Y6, Y7
 	VADDPS       Y7, Y5, Y5
 	VMASKMOVPS   Y5, Y6, (AX)
@@ -464,35 +463,36 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y6, (AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y1, Y6, (AX)
-	ADDQ       BX, AX
+	MOVQ       80(R14), AX
 	VMASKMOVPS Y2, Y6, (AX)
-	ADDQ       BX, AX
+	MOVQ       88(R14), AX
 	VMASKMOVPS Y3, Y6, (AX)
-	ADDQ       BX, AX
+	MOVQ       96(R14), AX
 	VMASKMOVPS Y4, Y6, (AX)
-	ADDQ       BX, AX
+	MOVQ       104(R14), AX
 	VMASKMOVPS Y5, Y6, (AX)
 	VZEROUPPER
 	RET
 
-// func tile1x16AVX2(args *int)
+// func tilePacked1x16AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile1x16AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked1x16AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y2
@@ -500,15 +500,13 @@ loop:
 	VBROADCASTSS (AX)(R11*4), Y4
 	VFMADD231PS  Y4, Y2, Y0
 	VFMADD231PS  Y4, Y3, Y1
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -527,8 +525,9 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y3
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y2, Y4
 	VADDPS       Y4, Y0, Y0
 	VMASKMOVPS   Y0, Y2, (AX)
@@ -539,29 +538,30 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y2, (AX)
 	VMASKMOVPS Y1, Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func tile2x16AVX2(args *int)
+// func tilePacked2x16AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile2x16AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked2x16AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
 	VXORPS Y3, Y3, Y3
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y4
@@ -572,15 +572,13 @@ loop:
 	VBROADCASTSS (BX)(R11*4), Y7
 	VFMADD231PS  Y7, Y4, Y2
 	VFMADD231PS  Y7, Y5, Y3
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -599,15 +597,16 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y5
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y4, Y6
 	VADDPS       Y6, Y0, Y0
 	VMASKMOVPS   Y0, Y4, (AX)
 	VMASKMOVPS   32(AX), Y5, Y6
 	VADDPS       Y6, Y1, Y1
 	VMASKMOVPS   Y1, Y5, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y4, Y6
 	VADDPS       Y6, Y2, Y2
 	VMASKMOVPS   Y2, Y4, (AX)
@@ -618,24 +617,23 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y4, (AX)
 	VMASKMOVPS Y1, Y5, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y2, Y4, (AX)
 	VMASKMOVPS Y3, Y5, 32(AX)
 	VZEROUPPER
 	RET
 
-// func tile3x16AVX2(args *int)
+// func tilePacked3x16AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile3x16AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked3x16AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -644,9 +642,11 @@ TEXT ·tile3x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS Y5, Y5, Y5
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y6
@@ -660,15 +660,13 @@ loop:
 	VBROADCASTSS (CX)(R11*4), Y8
 	VFMADD231PS  Y8, Y6, Y4
 	VFMADD231PS  Y8, Y7, Y5
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -687,22 +685,23 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y7
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y6, Y8
 	VADDPS       Y8, Y0, Y0
 	VMASKMOVPS   Y0, Y6, (AX)
 	VMASKMOVPS   32(AX), Y7, Y8
 	VADDPS       Y8, Y1, Y1
 	VMASKMOVPS   Y1, Y7, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y6, Y8
 	VADDPS       Y8, Y2, Y2
 	VMASKMOVPS   Y2, Y6, (AX)
 	VMASKMOVPS   32(AX), Y7, Y8
 	VADDPS       Y8, Y3, Y3
 	VMASKMOVPS   Y3, Y7, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VMASKMOVPS   (AX), Y6, Y8
 	VADDPS       Y8, Y4, Y4
 	VMASKMOVPS   Y4, Y6, (AX)
@@ -713,28 +712,27 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y6, (AX)
 	VMASKMOVPS Y1, Y7, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y2, Y6, (AX)
 	VMASKMOVPS Y3, Y7, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       80(R14), AX
 	VMASKMOVPS Y4, Y6, (AX)
 	VMASKMOVPS Y5, Y7, 32(AX)
 	VZEROUPPER
 	RET
 
-// func tile4x16AVX2(args *int)
+// func tilePacked4x16AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile4x16AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked4x16AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
 	MOVQ   24(R14), DX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -745,9 +743,11 @@ TEXT ·tile4x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS Y7, Y7, Y7
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y8
@@ -764,15 +764,13 @@ loop:
 	VBROADCASTSS (DX)(R11*4), Y11
 	VFMADD231PS  Y11, Y8, Y6
 	VFMADD231PS  Y11, Y9, Y7
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -791,29 +789,30 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y9
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y8, Y10
 	VADDPS       Y10, Y0, Y0
 	VMASKMOVPS   Y0, Y8, (AX)
 	VMASKMOVPS   32(AX), Y9, Y10
 	VADDPS       Y10, Y1, Y1
 	VMASKMOVPS   Y1, Y9, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y8, Y10
 	VADDPS       Y10, Y2, Y2
 	VMASKMOVPS   Y2, Y8, (AX)
 	VMASKMOVPS   32(AX), Y9, Y10
 	VADDPS       Y10, Y3, Y3
 	VMASKMOVPS   Y3, Y9, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VMASKMOVPS   (AX), Y8, Y10
 	VADDPS       Y10, Y4, Y4
 	VMASKMOVPS   Y4, Y8, (AX)
 	VMASKMOVPS   32(AX), Y9, Y10
 	VADDPS       Y10, Y5, Y5
 	VMASKMOVPS   Y5, Y9, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VMASKMOVPS   (AX), Y8, Y10
 	VADDPS       Y10, Y6, Y6
 	VMASKMOVPS   Y6, Y8, (AX)
@@ -824,32 +823,31 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y8, (AX)
 	VMASKMOVPS Y1, Y9, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y2, Y8, (AX)
 	VMASKMOVPS Y3, Y9, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       80(R14), AX
 	VMASKMOVPS Y4, Y8, (AX)
 	VMASKMOVPS Y5, Y9, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       88(R14), AX
 	VMASKMOVPS Y6, Y8, (AX)
 	VMASKMOVPS Y7, Y9, 32(AX)
 	VZEROUPPER
 	RET
 
-// func tile5x16AVX2(args *int)
+// func tilePacked5x16AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile5x16AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked5x16AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
 	MOVQ   24(R14), DX
 	MOVQ   32(R14), SI
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -862,9 +860,11 @@ TEXT ·tile5x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS Y9, Y9, Y9
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y10
@@ -884,15 +884,13 @@ loop:
 	VBROADCASTSS (SI)(R11*4), Y12
 	VFMADD231PS  Y12, Y10, Y8
 	VFMADD231PS  Y12, Y11, Y9
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -911,36 +909,37 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y11
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y10, Y12
 	VADDPS       Y12, Y0, Y0
 	VMASKMOVPS   Y0, Y10, (AX)
 	VMASKMOVPS   32(AX), Y11, Y12
 	VADDPS       Y12, Y1, Y1
 	VMASKMOVPS   Y1, Y11, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y10, Y12
 	VADDPS       Y12, Y2, Y2
 	VMASKMOVPS   Y2, Y10, (AX)
 	VMASKMOVPS   32(AX), Y11, Y12
 	VADDPS       Y12, Y3, Y3
 	VMASKMOVPS   Y3, Y11, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VMASKMOVPS   (AX), Y10, Y12
 	VADDPS       Y12, Y4, Y4
 	VMASKMOVPS   Y4, Y10, (AX)
 	VMASKMOVPS   32(AX), Y11, Y12
 	VADDPS       Y12, Y5, Y5
 	VMASKMOVPS   Y5, Y11, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VMASKMOVPS   (AX), Y10, Y12
 	VADDPS       Y12, Y6, Y6
 	VMASKMOVPS   Y6, Y10, (AX)
 	VMASKMOVPS   32(AX), Y11, Y12
 	VADDPS       Y12, Y7, Y7
 	VMASKMOVPS   Y7, Y11, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VMASKMOVPS   (AX), Y10, Y12
 	VADDPS       Y12, Y8, Y8
 	VMASKMOVPS   Y8, Y10, (AX)
@@ -951,26 +950,27 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y10, (AX)
 	VMASKMOVPS Y1, Y11, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y2, Y10, (AX)
 	VMASKMOVPS Y3, Y11, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       80(R14), AX
 	VMASKMOVPS Y4, Y10, (AX)
 	VMASKMOVPS Y5, Y11, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       88(R14), AX
 	VMASKMOVPS Y6, Y10, (AX)
 	VMASKMOVPS Y7, Y11, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       96(R14), AX
 	VMASKMOVPS Y8, Y10, (AX)
 	VMASKMOVPS Y9, Y11, 32(AX)
 	VZEROUPPER
 	RET
 
-// func tile6x16AVX2(args *int)
+// func tilePacked6x16AVX2(args *int)
 // Requires: AVX, CMOV, FMA3
-TEXT ·tile6x16AVX2(SB), NOSPLIT, $0-8
+TEXT ·tilePacked6x16AVX2(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
@@ -978,9 +978,7 @@ TEXT ·tile6x16AVX2(SB), NOSPLIT, $0-8
 	MOVQ   24(R14), DX
 	MOVQ   32(R14), SI
 	MOVQ   40(R14), DI
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	VXORPS Y2, Y2, Y2
@@ -995,9 +993,11 @@ TEXT ·tile6x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS Y11, Y11, Y11
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS      (R10), Y12
@@ -1020,15 +1020,13 @@ loop:
 	VBROADCASTSS (DI)(R11*4), Y15
 	VFMADD231PS  Y15, Y12, Y10
 	VFMADD231PS  Y15, Y13, Y11
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	MOVQ         128(R14), CX
+	MOVQ         192(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1047,43 +1045,44 @@ loop:
 	CMOVQGT      R9, R8
 	VMOVUPS      (DX)(R8*4), Y13
 	SUBQ         $0x08, CX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VMASKMOVPS   (AX), Y12, Y14
 	VADDPS       Y14, Y0, Y0
 	VMASKMOVPS   Y0, Y12, (AX)
 	VMASKMOVPS   32(AX), Y13, Y14
 	VADDPS       Y14, Y1, Y1
 	VMASKMOVPS   Y1, Y13, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VMASKMOVPS   (AX), Y12, Y14
 	VADDPS       Y14, Y2, Y2
 	VMASKMOVPS   Y2, Y12, (AX)
 	VMASKMOVPS   32(AX), Y13, Y14
 	VADDPS       Y14, Y3, Y3
 	VMASKMOVPS   Y3, Y13, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VMASKMOVPS   (AX), Y12, Y14
 	VADDPS       Y14, Y4, Y4
 	VMASKMOVPS   Y4, Y12, (AX)
 	VMASKMOVPS   32(AX), Y13, Y14
 	VADDPS       Y14, Y5, Y5
 	VMASKMOVPS   Y5, Y13, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VMASKMOVPS   (AX), Y12, Y14
 	VADDPS       Y14, Y6, Y6
 	VMASKMOVPS   Y6, Y12, (AX)
 	VMASKMOVPS   32(AX), Y13, Y14
 	VADDPS       Y14, Y7, Y7
 	VMASKMOVPS   Y7, Y13, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VMASKMOVPS   (AX), Y12, Y14
 	VADDPS       Y14, Y8, Y8
 	VMASKMOVPS   Y8, Y12, (AX)
 	VMASKMOVPS   32(AX), Y13, Y14
 	VADDPS       Y14, Y9, Y9
 	VMASKMOVPS   Y9, Y13, 32(AX)
-	ADDQ         BX, AX
+	MOVQ         104(R14), AX
 	VMASKMOVPS   (AX), Y12, Y14
 	VADDPS       Y14, Y10, Y10
 	VMASKMOVPS   Y10, Y12, (AX)
@@ -1094,21 +1093,1144 @@ loop:
 	RET
 
 replace:
+	MOVQ       64(R14), AX
 	VMASKMOVPS Y0, Y12, (AX)
 	VMASKMOVPS Y1, Y13, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       72(R14), AX
 	VMASKMOVPS Y2, Y12, (AX)
 	VMASKMOVPS Y3, Y13, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       80(R14), AX
 	VMASKMOVPS Y4, Y12, (AX)
 	VMASKMOVPS Y5, Y13, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       88(R14), AX
 	VMASKMOVPS Y6, Y12, (AX)
 	VMASKMOVPS Y7, Y13, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       96(R14), AX
 	VMASKMOVPS Y8, Y12, (AX)
 	VMASKMOVPS Y9, Y13, 32(AX)
-	ADDQ       BX, AX
+	MOVQ       104(R14), AX
+	VMASKMOVPS Y10, Y12, (AX)
+	VMASKMOVPS Y11, Y13, 32(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable1x8AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable1x8AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y1
+	VBROADCASTSS (AX)(R11*4), Y2
+	VFMADD231PS  Y2, Y1, Y0
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y1
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y1, Y2
+	VADDPS       Y2, Y0, Y0
+	VMASKMOVPS   Y0, Y1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable2x8AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable2x8AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y2
+	VBROADCASTSS (AX)(R11*4), Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VBROADCASTSS (BX)(R11*4), Y4
+	VFMADD231PS  Y4, Y2, Y1
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y2
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y2, Y3
+	VADDPS       Y3, Y0, Y0
+	VMASKMOVPS   Y0, Y2, (AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y2, Y3
+	VADDPS       Y3, Y1, Y1
+	VMASKMOVPS   Y1, Y2, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y2, (AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y1, Y2, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable3x8AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable3x8AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y3
+	VBROADCASTSS (AX)(R11*4), Y4
+	VFMADD231PS  Y4, Y3, Y0
+	VBROADCASTSS (BX)(R11*4), Y5
+	VFMADD231PS  Y5, Y3, Y1
+	VBROADCASTSS (CX)(R11*4), Y4
+	VFMADD231PS  Y4, Y3, Y2
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y3
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y3, Y4
+	VADDPS       Y4, Y0, Y0
+	VMASKMOVPS   Y0, Y3, (AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y3, Y4
+	VADDPS       Y4, Y1, Y1
+	VMASKMOVPS   Y1, Y3, (AX)
+	MOVQ         80(R14), AX
+	VMASKMOVPS   (AX), Y3, Y4
+	VADDPS       Y4, Y2, Y2
+	VMASKMOVPS   Y2, Y3, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y3, (AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y1, Y3, (AX)
+	MOVQ       80(R14), AX
+	VMASKMOVPS Y2, Y3, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable4x8AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable4x8AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y4
+	VBROADCASTSS (AX)(R11*4), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS (BX)(R11*4), Y6
+	VFMADD231PS  Y6, Y4, Y1
+	VBROADCASTSS (CX)(R11*4), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS (DX)(R11*4), Y6
+	VFMADD231PS  Y6, Y4, Y3
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y4
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y4, Y5
+	VADDPS       Y5, Y0, Y0
+	VMASKMOVPS   Y0, Y4, (AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y4, Y5
+	VADDPS       Y5, Y1, Y1
+	VMASKMOVPS   Y1, Y4, (AX)
+	MOVQ         80(R14), AX
+	VMASKMOVPS   (AX), Y4, Y5
+	VADDPS       Y5, Y2, Y2
+	VMASKMOVPS   Y2, Y4, (AX)
+	MOVQ         88(R14), AX
+	VMASKMOVPS   (AX), Y4, Y5
+	VADDPS       Y5, Y3, Y3
+	VMASKMOVPS   Y3, Y4, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y4, (AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y1, Y4, (AX)
+	MOVQ       80(R14), AX
+	VMASKMOVPS Y2, Y4, (AX)
+	MOVQ       88(R14), AX
+	VMASKMOVPS Y3, Y4, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable5x8AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable5x8AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y5
+	VBROADCASTSS (AX)(R11*4), Y6
+	VFMADD231PS  Y6, Y5, Y0
+	VBROADCASTSS (BX)(R11*4), Y7
+	VFMADD231PS  Y7, Y5, Y1
+	VBROADCASTSS (CX)(R11*4), Y6
+	VFMADD231PS  Y6, Y5, Y2
+	VBROADCASTSS (DX)(R11*4), Y7
+	VFMADD231PS  Y7, Y5, Y3
+	VBROADCASTSS (SI)(R11*4), Y6
+	VFMADD231PS  Y6, Y5, Y4
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y5
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y5, Y6
+	VADDPS       Y6, Y0, Y0
+	VMASKMOVPS   Y0, Y5, (AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y5, Y6
+	VADDPS       Y6, Y1, Y1
+	VMASKMOVPS   Y1, Y5, (AX)
+	MOVQ         80(R14), AX
+	VMASKMOVPS   (AX), Y5, Y6
+	VADDPS       Y6, Y2, Y2
+	VMASKMOVPS   Y2, Y5, (AX)
+	MOVQ         88(R14), AX
+	VMASKMOVPS   (AX), Y5, Y6
+	VADDPS       Y6, Y3, Y3
+	VMASKMOVPS   Y3, Y5, (AX)
+	MOVQ         96(R14), AX
+	VMASKMOVPS   (AX), Y5, Y6
+	VADDPS       Y6, Y4, Y4
+	VMASKMOVPS   Y4, Y5, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y5, (AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y1, Y5, (AX)
+	MOVQ       80(R14), AX
+	VMASKMOVPS Y2, Y5, (AX)
+	MOVQ       88(R14), AX
+	VMASKMOVPS Y3, Y5, (AX)
+	MOVQ       96(R14), AX
+	VMASKMOVPS Y4, Y5, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable6x8AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable6x8AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   40(R14), DI
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y6
+	VBROADCASTSS (AX)(R11*4), Y7
+	VFMADD231PS  Y7, Y6, Y0
+	VBROADCASTSS (BX)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y1
+	VBROADCASTSS (CX)(R11*4), Y7
+	VFMADD231PS  Y7, Y6, Y2
+	VBROADCASTSS (DX)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y3
+	VBROADCASTSS (SI)(R11*4), Y7
+	VFMADD231PS  Y7, Y6, Y4
+	VBROADCASTSS (DI)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y5
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y6
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y6, Y7
+	VADDPS       Y7, Y0, Y0
+	VMASKMOVPS   Y0, Y6, (AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y6, Y7
+	VADDPS       Y7, Y1, Y1
+	VMASKMOVPS   Y1, Y6, (AX)
+	MOVQ         80(R14), AX
+	VMASKMOVPS   (AX), Y6, Y7
+	VADDPS       Y7, Y2, Y2
+	VMASKMOVPS   Y2, Y6, (AX)
+	MOVQ         88(R14), AX
+	VMASKMOVPS   (AX), Y6, Y7
+	VADDPS       Y7, Y3, Y3
+	VMASKMOVPS   Y3, Y6, (AX)
+	MOVQ         96(R14), AX
+	VMASKMOVPS   (AX), Y6, Y7
+	VADDPS       Y7, Y4, Y4
+	VMASKMOVPS   Y4, Y6, (AX)
+	MOVQ         104(R14), AX
+	VMASKMOVPS   (AX), Y6, Y7
+	VADDPS       Y7, Y5, Y5
+	VMASKMOVPS   Y5, Y6, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y6, (AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y1, Y6, (AX)
+	MOVQ       80(R14), AX
+	VMASKMOVPS Y2, Y6, (AX)
+	MOVQ       88(R14), AX
+	VMASKMOVPS Y3, Y6, (AX)
+	MOVQ       96(R14), AX
+	VMASKMOVPS Y4, Y6, (AX)
+	MOVQ       104(R14), AX
+	VMASKMOVPS Y5, Y6, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable1x16AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable1x16AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y2
+	ADDQ         176(R14), R13
+	VMOVUPS      (R15)(R13*4), Y3
+	VBROADCASTSS (AX)(R11*4), Y4
+	VFMADD231PS  Y4, Y2, Y0
+	VFMADD231PS  Y4, Y3, Y1
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y2
+	SUBQ         $0x08, CX
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y3
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y2, Y4
+	VADDPS       Y4, Y0, Y0
+	VMASKMOVPS   Y0, Y2, (AX)
+	VMASKMOVPS   32(AX), Y3, Y4
+	VADDPS       Y4, Y1, Y1
+	VMASKMOVPS   Y1, Y3, 32(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y2, (AX)
+	VMASKMOVPS Y1, Y3, 32(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable2x16AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable2x16AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y4
+	ADDQ         176(R14), R13
+	VMOVUPS      (R15)(R13*4), Y5
+	VBROADCASTSS (AX)(R11*4), Y6
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y1
+	VBROADCASTSS (BX)(R11*4), Y7
+	VFMADD231PS  Y7, Y4, Y2
+	VFMADD231PS  Y7, Y5, Y3
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y4
+	SUBQ         $0x08, CX
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y5
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y4, Y6
+	VADDPS       Y6, Y0, Y0
+	VMASKMOVPS   Y0, Y4, (AX)
+	VMASKMOVPS   32(AX), Y5, Y6
+	VADDPS       Y6, Y1, Y1
+	VMASKMOVPS   Y1, Y5, 32(AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y4, Y6
+	VADDPS       Y6, Y2, Y2
+	VMASKMOVPS   Y2, Y4, (AX)
+	VMASKMOVPS   32(AX), Y5, Y6
+	VADDPS       Y6, Y3, Y3
+	VMASKMOVPS   Y3, Y5, 32(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y4, (AX)
+	VMASKMOVPS Y1, Y5, 32(AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y2, Y4, (AX)
+	VMASKMOVPS Y3, Y5, 32(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable3x16AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable3x16AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y6
+	ADDQ         176(R14), R13
+	VMOVUPS      (R15)(R13*4), Y7
+	VBROADCASTSS (AX)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y0
+	VFMADD231PS  Y8, Y7, Y1
+	VBROADCASTSS (BX)(R11*4), Y9
+	VFMADD231PS  Y9, Y6, Y2
+	VFMADD231PS  Y9, Y7, Y3
+	VBROADCASTSS (CX)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y4
+	VFMADD231PS  Y8, Y7, Y5
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y6
+	SUBQ         $0x08, CX
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y7
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y6, Y8
+	VADDPS       Y8, Y0, Y0
+	VMASKMOVPS   Y0, Y6, (AX)
+	VMASKMOVPS   32(AX), Y7, Y8
+	VADDPS       Y8, Y1, Y1
+	VMASKMOVPS   Y1, Y7, 32(AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y6, Y8
+	VADDPS       Y8, Y2, Y2
+	VMASKMOVPS   Y2, Y6, (AX)
+	VMASKMOVPS   32(AX), Y7, Y8
+	VADDPS       Y8, Y3, Y3
+	VMASKMOVPS   Y3, Y7, 32(AX)
+	MOVQ         80(R14), AX
+	VMASKMOVPS   (AX), Y6, Y8
+	VADDPS       Y8, Y4, Y4
+	VMASKMOVPS   Y4, Y6, (AX)
+	VMASKMOVPS   32(AX), Y7, Y8
+	VADDPS       Y8, Y5, Y5
+	VMASKMOVPS   Y5, Y7, 32(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y6, (AX)
+	VMASKMOVPS Y1, Y7, 32(AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y2, Y6, (AX)
+	VMASKMOVPS Y3, Y7, 32(AX)
+	MOVQ       80(R14), AX
+	VMASKMOVPS Y4, Y6, (AX)
+	VMASKMOVPS Y5, Y7, 32(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable4x16AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable4x16AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y8
+	ADDQ         176(R14), R13
+	VMOVUPS      (R15)(R13*4), Y9
+	VBROADCASTSS (AX)(R11*4), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (BX)(R11*4), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R11*4), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (DX)(R11*4), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y8
+	SUBQ         $0x08, CX
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y9
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y8, Y10
+	VADDPS       Y10, Y0, Y0
+	VMASKMOVPS   Y0, Y8, (AX)
+	VMASKMOVPS   32(AX), Y9, Y10
+	VADDPS       Y10, Y1, Y1
+	VMASKMOVPS   Y1, Y9, 32(AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y8, Y10
+	VADDPS       Y10, Y2, Y2
+	VMASKMOVPS   Y2, Y8, (AX)
+	VMASKMOVPS   32(AX), Y9, Y10
+	VADDPS       Y10, Y3, Y3
+	VMASKMOVPS   Y3, Y9, 32(AX)
+	MOVQ         80(R14), AX
+	VMASKMOVPS   (AX), Y8, Y10
+	VADDPS       Y10, Y4, Y4
+	VMASKMOVPS   Y4, Y8, (AX)
+	VMASKMOVPS   32(AX), Y9, Y10
+	VADDPS       Y10, Y5, Y5
+	VMASKMOVPS   Y5, Y9, 32(AX)
+	MOVQ         88(R14), AX
+	VMASKMOVPS   (AX), Y8, Y10
+	VADDPS       Y10, Y6, Y6
+	VMASKMOVPS   Y6, Y8, (AX)
+	VMASKMOVPS   32(AX), Y9, Y10
+	VADDPS       Y10, Y7, Y7
+	VMASKMOVPS   Y7, Y9, 32(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y8, (AX)
+	VMASKMOVPS Y1, Y9, 32(AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y2, Y8, (AX)
+	VMASKMOVPS Y3, Y9, 32(AX)
+	MOVQ       80(R14), AX
+	VMASKMOVPS Y4, Y8, (AX)
+	VMASKMOVPS Y5, Y9, 32(AX)
+	MOVQ       88(R14), AX
+	VMASKMOVPS Y6, Y8, (AX)
+	VMASKMOVPS Y7, Y9, 32(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable5x16AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable5x16AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y10
+	ADDQ         176(R14), R13
+	VMOVUPS      (R15)(R13*4), Y11
+	VBROADCASTSS (AX)(R11*4), Y12
+	VFMADD231PS  Y12, Y10, Y0
+	VFMADD231PS  Y12, Y11, Y1
+	VBROADCASTSS (BX)(R11*4), Y13
+	VFMADD231PS  Y13, Y10, Y2
+	VFMADD231PS  Y13, Y11, Y3
+	VBROADCASTSS (CX)(R11*4), Y12
+	VFMADD231PS  Y12, Y10, Y4
+	VFMADD231PS  Y12, Y11, Y5
+	VBROADCASTSS (DX)(R11*4), Y13
+	VFMADD231PS  Y13, Y10, Y6
+	VFMADD231PS  Y13, Y11, Y7
+	VBROADCASTSS (SI)(R11*4), Y12
+	VFMADD231PS  Y12, Y10, Y8
+	VFMADD231PS  Y12, Y11, Y9
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y10
+	SUBQ         $0x08, CX
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y11
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y10, Y12
+	VADDPS       Y12, Y0, Y0
+	VMASKMOVPS   Y0, Y10, (AX)
+	VMASKMOVPS   32(AX), Y11, Y12
+	VADDPS       Y12, Y1, Y1
+	VMASKMOVPS   Y1, Y11, 32(AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y10, Y12
+	VADDPS       Y12, Y2, Y2
+	VMASKMOVPS   Y2, Y10, (AX)
+	VMASKMOVPS   32(AX), Y11, Y12
+	VADDPS       Y12, Y3, Y3
+	VMASKMOVPS   Y3, Y11, 32(AX)
+	MOVQ         80(R14), AX
+	VMASKMOVPS   (AX), Y10, Y12
+	VADDPS       Y12, Y4, Y4
+	VMASKMOVPS   Y4, Y10, (AX)
+	VMASKMOVPS   32(AX), Y11, Y12
+	VADDPS       Y12, Y5, Y5
+	VMASKMOVPS   Y5, Y11, 32(AX)
+	MOVQ         88(R14), AX
+	VMASKMOVPS   (AX), Y10, Y12
+	VADDPS       Y12, Y6, Y6
+	VMASKMOVPS   Y6, Y10, (AX)
+	VMASKMOVPS   32(AX), Y11, Y12
+	VADDPS       Y12, Y7, Y7
+	VMASKMOVPS   Y7, Y11, 32(AX)
+	MOVQ         96(R14), AX
+	VMASKMOVPS   (AX), Y10, Y12
+	VADDPS       Y12, Y8, Y8
+	VMASKMOVPS   Y8, Y10, (AX)
+	VMASKMOVPS   32(AX), Y11, Y12
+	VADDPS       Y12, Y9, Y9
+	VMASKMOVPS   Y9, Y11, 32(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y10, (AX)
+	VMASKMOVPS Y1, Y11, 32(AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y2, Y10, (AX)
+	VMASKMOVPS Y3, Y11, 32(AX)
+	MOVQ       80(R14), AX
+	VMASKMOVPS Y4, Y10, (AX)
+	VMASKMOVPS Y5, Y11, 32(AX)
+	MOVQ       88(R14), AX
+	VMASKMOVPS Y6, Y10, (AX)
+	VMASKMOVPS Y7, Y11, 32(AX)
+	MOVQ       96(R14), AX
+	VMASKMOVPS Y8, Y10, (AX)
+	VMASKMOVPS Y9, Y11, 32(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable6x16AVX2(args *int)
+// Requires: AVX, CMOV, FMA3
+TEXT ·tileTable6x16AVX2(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   40(R14), DI
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
+	VXORPS Y11, Y11, Y11
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Y12
+	ADDQ         176(R14), R13
+	VMOVUPS      (R15)(R13*4), Y13
+	VBROADCASTSS (AX)(R11*4), Y14
+	VFMADD231PS  Y14, Y12, Y0
+	VFMADD231PS  Y14, Y13, Y1
+	VBROADCASTSS (BX)(R11*4), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y3
+	VBROADCASTSS (CX)(R11*4), Y14
+	VFMADD231PS  Y14, Y12, Y4
+	VFMADD231PS  Y14, Y13, Y5
+	VBROADCASTSS (DX)(R11*4), Y15
+	VFMADD231PS  Y15, Y12, Y6
+	VFMADD231PS  Y15, Y13, Y7
+	VBROADCASTSS (SI)(R11*4), Y14
+	VFMADD231PS  Y14, Y12, Y8
+	VFMADD231PS  Y14, Y13, Y9
+	VBROADCASTSS (DI)(R11*4), Y15
+	VFMADD231PS  Y15, Y12, Y10
+	VFMADD231PS  Y15, Y13, Y11
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	MOVQ         192(R14), CX
+	LEAQ         laneMask<>+0(SB), DX
+	XORQ         SI, SI
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y12
+	SUBQ         $0x08, CX
+	MOVQ         $0x00000008, R8
+	SUBQ         CX, R8
+	CMOVQLT      SI, R8
+	MOVQ         $0x00000008, R9
+	CMPQ         R8, R9
+	CMOVQGT      R9, R8
+	VMOVUPS      (DX)(R8*4), Y13
+	SUBQ         $0x08, CX
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VMASKMOVPS   (AX), Y12, Y14
+	VADDPS       Y14, Y0, Y0
+	VMASKMOVPS   Y0, Y12, (AX)
+	VMASKMOVPS   32(AX), Y13, Y14
+	VADDPS       Y14, Y1, Y1
+	VMASKMOVPS   Y1, Y13, 32(AX)
+	MOVQ         72(R14), AX
+	VMASKMOVPS   (AX), Y12, Y14
+	VADDPS       Y14, Y2, Y2
+	VMASKMOVPS   Y2, Y12, (AX)
+	VMASKMOVPS   32(AX), Y13, Y14
+	VADDPS       Y14, Y3, Y3
+	VMASKMOVPS   Y3, Y13, 32(AX)
+	MOVQ         80(R14), AX
+	VMASKMOVPS   (AX), Y12, Y14
+	VADDPS       Y14, Y4, Y4
+	VMASKMOVPS   Y4, Y12, (AX)
+	VMASKMOVPS   32(AX), Y13, Y14
+	VADDPS       Y14, Y5, Y5
+	VMASKMOVPS   Y5, Y13, 32(AX)
+	MOVQ         88(R14), AX
+	VMASKMOVPS   (AX), Y12, Y14
+	VADDPS       Y14, Y6, Y6
+	VMASKMOVPS   Y6, Y12, (AX)
+	VMASKMOVPS   32(AX), Y13, Y14
+	VADDPS       Y14, Y7, Y7
+	VMASKMOVPS   Y7, Y13, 32(AX)
+	MOVQ         96(R14), AX
+	VMASKMOVPS   (AX), Y12, Y14
+	VADDPS       Y14, Y8, Y8
+	VMASKMOVPS   Y8, Y12, (AX)
+	VMASKMOVPS   32(AX), Y13, Y14
+	VADDPS       Y14, Y9, Y9
+	VMASKMOVPS   Y9, Y13, 32(AX)
+	MOVQ         104(R14), AX
+	VMASKMOVPS   (AX), Y12, Y14
+	VADDPS       Y14, Y10, Y10
+	VMASKMOVPS   Y10, Y12, (AX)
+	VMASKMOVPS   32(AX), Y13, Y14
+	VADDPS       Y14, Y11, Y11
+	VMASKMOVPS   Y11, Y13, 32(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ       64(R14), AX
+	VMASKMOVPS Y0, Y12, (AX)
+	VMASKMOVPS Y1, Y13, 32(AX)
+	MOVQ       72(R14), AX
+	VMASKMOVPS Y2, Y12, (AX)
+	VMASKMOVPS Y3, Y13, 32(AX)
+	MOVQ       80(R14), AX
+	VMASKMOVPS Y4, Y12, (AX)
+	VMASKMOVPS Y5, Y13, 32(AX)
+	MOVQ       88(R14), AX
+	VMASKMOVPS Y6, Y12, (AX)
+	VMASKMOVPS Y7, Y13, 32(AX)
+	MOVQ       96(R14), AX
+	VMASKMOVPS Y8, Y12, (AX)
+	VMASKMOVPS Y9, Y13, 32(AX)
+	MOVQ       104(R14), AX
 	VMASKMOVPS Y10, Y12, (AX)
 	VMASKMOVPS Y11, Y13, 32(AX)
 	VZEROUPPER
@@ -4956,11 +6078,236 @@ done:
 	VZEROUPPER
 	RET
 
-// func tile1x16AVX512(args *int)
+// func sumColsAVX2(dst []float32, x []float32)
+// Requires: AVX
+TEXT ·sumColsAVX2(SB), NOSPLIT, $0-48
+	MOVQ dst_base+0(FP), AX
+	MOVQ dst_len+8(FP), CX
+	MOVQ x_base+24(FP), DX
+	MOVQ x_len+32(FP), BX
+	LEAQ (DX)(BX*4), R8
+	MOVQ CX, BX
+	SHLQ $0x02, BX
+
+vector:
+	SUBQ    $0x00000008, CX
+	JLT     rest
+	MOVQ    DX, SI
+	VMOVUPS (AX), Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	LEAQ    (BX)(BX*1), R9
+	LEAQ    (BX)(R9*1), R10
+	MOVQ    R8, DI
+	SUBQ    R10, DI
+
+wholeFour:
+	CMPQ    SI, DI
+	JGE     wholeOne
+	MOVQ    SI, R11
+	VMOVUPS (R11), Y4
+	VADDPS  Y4, Y0, Y0
+	LEAQ    (SI)(BX*1), R11
+	VMOVUPS (R11), Y4
+	VADDPS  Y4, Y1, Y1
+	LEAQ    (SI)(R9*1), R11
+	VMOVUPS (R11), Y4
+	VADDPS  Y4, Y2, Y2
+	LEAQ    (SI)(R10*1), R11
+	VMOVUPS (R11), Y4
+	VADDPS  Y4, Y3, Y3
+	LEAQ    (SI)(BX*4), SI
+	JMP     wholeFour
+
+wholeOne:
+	CMPQ    SI, R8
+	JGE     wholeSum
+	VMOVUPS (SI), Y4
+	VADDPS  Y4, Y0, Y0
+	ADDQ    BX, SI
+	JMP     wholeOne
+
+wholeSum:
+	VADDPS  Y1, Y0, Y0
+	VADDPS  Y3, Y2, Y2
+	VADDPS  Y2, Y0, Y0
+	VMOVUPS Y0, (AX)
+	ADDQ    $0x00000020, AX
+	ADDQ    $0x00000020, DX
+	JMP     vector
+
+rest:
+	ADDQ       $0x00000008, CX
+	JEQ        done
+	LEAQ       laneMask<>+0(SB), SI
+	MOVQ       $0x00000008, DI
+	SUBQ       CX, DI
+	VMOVUPS    (SI)(DI*4), Y0
+	MOVQ       DX, SI
+	VMASKMOVPS (AX), Y0, Y1
+	VXORPS     Y2, Y2, Y2
+	VXORPS     Y3, Y3, Y3
+	VXORPS     Y4, Y4, Y4
+	LEAQ       (BX)(BX*1), CX
+	LEAQ       (BX)(CX*1), DX
+	MOVQ       R8, DI
+	SUBQ       DX, DI
+
+partFour:
+	CMPQ       SI, DI
+	JGE        partOne
+	MOVQ       SI, R9
+	VMASKMOVPS (R9), Y0, Y5
+	VADDPS     Y5, Y1, Y1
+	LEAQ       (SI)(BX*1), R9
+	VMASKMOVPS (R9), Y0, Y5
+	VADDPS     Y5, Y2, Y2
+	LEAQ       (SI)(CX*1), R9
+	VMASKMOVPS (R9), Y0, Y5
+	VADDPS     Y5, Y3, Y3
+	LEAQ       (SI)(DX*1), R9
+	VMASKMOVPS (R9), Y0, Y5
+	VADDPS     Y5, Y4, Y4
+	LEAQ       (SI)(BX*4), SI
+	JMP        partFour
+
+partOne:
+	CMPQ       SI, R8
+	JGE        partSum
+	VMASKMOVPS (SI), Y0, Y5
+	VADDPS     Y5, Y1, Y1
+	ADDQ       BX, SI
+	JMP        partOne
+
+partSum:
+	VADDPS     Y2, Y1, Y1
+	VADDPS     Y4, Y3, Y3
+	VADDPS     Y3, Y1, Y1
+	VMASKMOVPS Y1, Y0, (AX)
+
+done:
+	VZEROUPPER
+	RET
+
+// func dotLanesAVX2(dst []float32, a []float32, b []float32, aK []int32, bK []int32, add int)
+// Requires: AVX, FMA3
+TEXT ·dotLanesAVX2(SB), NOSPLIT, $0-128
+	MOVQ dst_base+0(FP), AX
+	MOVQ dst_len+8(FP), CX
+	MOVQ a_base+24(FP), DX
+	MOVQ b_base+48(FP), BX
+	MOVQ aK_base+72(FP), SI
+	MOVQ bK_base+96(FP), DI
+	MOVQ aK_len+80(FP), R8
+
+chunk4:
+	SUBQ   $0x00000020, CX
+	JLT    chunk4End
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	XORQ   R9, R9
+
+chunk4K:
+	MOVLQSX     (SI)(R9*4), R10
+	MOVLQSX     (DI)(R9*4), R11
+	VMOVUPS     (DX)(R10*4), Y4
+	VFMADD231PS (BX)(R11*4), Y4, Y0
+	VMOVUPS     32(DX)(R10*4), Y4
+	VFMADD231PS 32(BX)(R11*4), Y4, Y1
+	VMOVUPS     64(DX)(R10*4), Y4
+	VFMADD231PS 64(BX)(R11*4), Y4, Y2
+	VMOVUPS     96(DX)(R10*4), Y4
+	VFMADD231PS 96(BX)(R11*4), Y4, Y3
+	INCQ        R9
+	CMPQ        R9, R8
+	JLT         chunk4K
+	CMPQ        add+120(FP), $0x00
+	JE          chunk4Store
+	VADDPS      (AX), Y0, Y0
+	VADDPS      32(AX), Y1, Y1
+	VADDPS      64(AX), Y2, Y2
+	VADDPS      96(AX), Y3, Y3
+
+chunk4Store:
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	VMOVUPS Y2, 64(AX)
+	VMOVUPS Y3, 96(AX)
+	ADDQ    $0x00000080, AX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	JMP     chunk4
+
+chunk4End:
+	ADDQ $0x00000020, CX
+
+chunk1:
+	SUBQ   $0x00000008, CX
+	JLT    chunk1End
+	VXORPS Y0, Y0, Y0
+	XORQ   R9, R9
+
+chunk1K:
+	MOVLQSX     (SI)(R9*4), R10
+	MOVLQSX     (DI)(R9*4), R11
+	VMOVUPS     (DX)(R10*4), Y1
+	VFMADD231PS (BX)(R11*4), Y1, Y0
+	INCQ        R9
+	CMPQ        R9, R8
+	JLT         chunk1K
+	CMPQ        add+120(FP), $0x00
+	JE          chunk1Store
+	VADDPS      (AX), Y0, Y0
+
+chunk1Store:
+	VMOVUPS Y0, (AX)
+	ADDQ    $0x00000020, AX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	JMP     chunk1
+
+chunk1End:
+	ADDQ    $0x00000008, CX
+	JEQ     done
+	LEAQ    laneMask<>+0(SB), R9
+	MOVQ    $0x00000008, R10
+	SUBQ    CX, R10
+	VMOVUPS (R9)(R10*4), Y0
+	VXORPS  Y1, Y1, Y1
+	XORQ    R9, R9
+
+partK:
+	MOVLQSX     (SI)(R9*4), R10
+	MOVLQSX     (DI)(R9*4), R11
+	VMASKMOVPS  (DX)(R10*4), Y0, Y2
+	VMASKMOVPS  (BX)(R11*4), Y0, Y3
+	VFMADD231PS Y2, Y3, Y1
+	INCQ        R9
+	CMPQ        R9, R8
+	JLT         partK
+	CMPQ        add+120(FP), $0x00
+	JE          partStore
+	VMASKMOVPS  (AX), Y0, Y2
+	VADDPS      Y2, Y1, Y1
+
+partStore:
+	VMASKMOVPS Y1, Y0, (AX)
+	ADDQ       $0x00000020, AX
+	ADDQ       $0x00000020, DX
+	ADDQ       $0x00000020, BX
+
+done:
+	VZEROUPPER
+	RET
+
+// func tilePacked1x16AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile1x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked1x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -4968,45 +6315,45 @@ TEXT ·tile1x16AVX512(SB), NOSPLIT, $0-8
 	SHRQ   $0x10, AX
 	KMOVW  AX, K2
 	MOVQ   (R14), AX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z1
 	VBROADCASTSS (AX)(R11*4), Z2
 	VFMADD231PS  Z2, Z1, Z0
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VZEROUPPER
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VZEROUPPER
 	RET
 
-// func tile2x16AVX512(args *int)
+// func tilePacked2x16AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile2x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked2x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5015,16 +6362,16 @@ TEXT ·tile2x16AVX512(SB), NOSPLIT, $0-8
 	KMOVW  AX, K2
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z2
@@ -5032,36 +6379,36 @@ loop:
 	VFMADD231PS  Z3, Z2, Z0
 	VBROADCASTSS (BX)(R11*4), Z4
 	VFMADD231PS  Z4, Z2, Z1
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z1, K1, Z1
 	VMOVUPS      Z1, K1, (AX)
 	VZEROUPPER
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z1, K1, (AX)
 	VZEROUPPER
 	RET
 
-// func tile3x16AVX512(args *int)
+// func tilePacked3x16AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile3x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked3x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5071,17 +6418,17 @@ TEXT ·tile3x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z3
@@ -5091,41 +6438,41 @@ loop:
 	VFMADD231PS  Z5, Z3, Z1
 	VBROADCASTSS (CX)(R11*4), Z4
 	VFMADD231PS  Z4, Z3, Z2
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z1, K1, Z1
 	VMOVUPS      Z1, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
 	VZEROUPPER
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z1, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z2, K1, (AX)
 	VZEROUPPER
 	RET
 
-// func tile4x16AVX512(args *int)
+// func tilePacked4x16AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile4x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked4x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5136,18 +6483,18 @@ TEXT ·tile4x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
 	MOVQ   24(R14), DX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z4
@@ -5159,46 +6506,46 @@ loop:
 	VFMADD231PS  Z5, Z4, Z2
 	VBROADCASTSS (DX)(R11*4), Z6
 	VFMADD231PS  Z6, Z4, Z3
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z1, K1, Z1
 	VMOVUPS      Z1, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z3, K1, Z3
 	VMOVUPS      Z3, K1, (AX)
 	VZEROUPPER
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z1, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z2, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z3, K1, (AX)
 	VZEROUPPER
 	RET
 
-// func tile5x16AVX512(args *int)
+// func tilePacked5x16AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile5x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked5x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5210,9 +6557,7 @@ TEXT ·tile5x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   16(R14), CX
 	MOVQ   24(R14), DX
 	MOVQ   32(R14), SI
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5220,9 +6565,11 @@ TEXT ·tile5x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z4, Z4, Z4
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z5
@@ -5236,51 +6583,51 @@ loop:
 	VFMADD231PS  Z7, Z5, Z3
 	VBROADCASTSS (SI)(R11*4), Z6
 	VFMADD231PS  Z6, Z5, Z4
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z1, K1, Z1
 	VMOVUPS      Z1, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z3, K1, Z3
 	VMOVUPS      Z3, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
 	VZEROUPPER
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z1, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z2, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z3, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    96(R14), AX
 	VMOVUPS Z4, K1, (AX)
 	VZEROUPPER
 	RET
 
-// func tile6x16AVX512(args *int)
+// func tilePacked6x16AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile6x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked6x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5293,9 +6640,7 @@ TEXT ·tile6x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   24(R14), DX
 	MOVQ   32(R14), SI
 	MOVQ   40(R14), DI
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5304,9 +6649,11 @@ TEXT ·tile6x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z5, Z5, Z5
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z6
@@ -5322,56 +6669,56 @@ loop:
 	VFMADD231PS  Z7, Z6, Z4
 	VBROADCASTSS (DI)(R11*4), Z8
 	VFMADD231PS  Z8, Z6, Z5
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z1, K1, Z1
 	VMOVUPS      Z1, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z3, K1, Z3
 	VMOVUPS      Z3, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         104(R14), AX
 	VADDPS.Z     (AX), Z5, K1, Z5
 	VMOVUPS      Z5, K1, (AX)
 	VZEROUPPER
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z1, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z2, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z3, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    96(R14), AX
 	VMOVUPS Z4, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    104(R14), AX
 	VMOVUPS Z5, K1, (AX)
 	VZEROUPPER
 	RET
 
-// func tile7x16AVX512(args *int)
+// func tilePacked7x16AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile7x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked7x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5385,9 +6732,7 @@ TEXT ·tile7x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   32(R14), SI
 	MOVQ   40(R14), DI
 	MOVQ   48(R14), R8
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5397,9 +6742,11 @@ TEXT ·tile7x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z6, Z6, Z6
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z7
@@ -5417,61 +6764,61 @@ loop:
 	VFMADD231PS  Z9, Z7, Z5
 	VBROADCASTSS (R8)(R11*4), Z8
 	VFMADD231PS  Z8, Z7, Z6
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z1, K1, Z1
 	VMOVUPS      Z1, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z3, K1, Z3
 	VMOVUPS      Z3, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         104(R14), AX
 	VADDPS.Z     (AX), Z5, K1, Z5
 	VMOVUPS      Z5, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         112(R14), AX
 	VADDPS.Z     (AX), Z6, K1, Z6
 	VMOVUPS      Z6, K1, (AX)
 	VZEROUPPER
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z1, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z2, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z3, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    96(R14), AX
 	VMOVUPS Z4, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    104(R14), AX
 	VMOVUPS Z5, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    112(R14), AX
 	VMOVUPS Z6, K1, (AX)
 	VZEROUPPER
 	RET
 
-// func tile8x16AVX512(args *int)
+// func tilePacked8x16AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile8x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked8x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5486,9 +6833,7 @@ TEXT ·tile8x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ   40(R14), DI
 	MOVQ   48(R14), R8
 	MOVQ   56(R14), R9
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5499,9 +6844,11 @@ TEXT ·tile8x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z7, Z7, Z7
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z8
@@ -5521,66 +6868,66 @@ loop:
 	VFMADD231PS  Z9, Z8, Z6
 	VBROADCASTSS (R9)(R11*4), Z10
 	VFMADD231PS  Z10, Z8, Z7
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z1, K1, Z1
 	VMOVUPS      Z1, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z3, K1, Z3
 	VMOVUPS      Z3, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         104(R14), AX
 	VADDPS.Z     (AX), Z5, K1, Z5
 	VMOVUPS      Z5, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         112(R14), AX
 	VADDPS.Z     (AX), Z6, K1, Z6
 	VMOVUPS      Z6, K1, (AX)
-	ADDQ         BX, AX
+	MOVQ         120(R14), AX
 	VADDPS.Z     (AX), Z7, K1, Z7
 	VMOVUPS      Z7, K1, (AX)
 	VZEROUPPER
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z1, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z2, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z3, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    96(R14), AX
 	VMOVUPS Z4, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    104(R14), AX
 	VMOVUPS Z5, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    112(R14), AX
 	VMOVUPS Z6, K1, (AX)
-	ADDQ    BX, AX
+	MOVQ    120(R14), AX
 	VMOVUPS Z7, K1, (AX)
 	VZEROUPPER
 	RET
 
-// func tile1x32AVX512(args *int)
+// func tilePacked1x32AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile1x32AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked1x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5588,16 +6935,16 @@ TEXT ·tile1x32AVX512(SB), NOSPLIT, $0-8
 	SHRQ   $0x10, AX
 	KMOVW  AX, K2
 	MOVQ   (R14), AX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z2
@@ -5605,16 +6952,15 @@ loop:
 	VBROADCASTSS (AX)(R11*4), Z4
 	VFMADD231PS  Z4, Z2, Z0
 	VFMADD231PS  Z4, Z3, Z1
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VADDPS.Z     64(AX), Z1, K2, Z1
@@ -5623,16 +6969,17 @@ loop:
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile2x32AVX512(args *int)
+// func tilePacked2x32AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile2x32AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked2x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5641,18 +6988,18 @@ TEXT ·tile2x32AVX512(SB), NOSPLIT, $0-8
 	KMOVW  AX, K2
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
 	VPXORD Z3, Z3, Z3
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z4
@@ -5663,21 +7010,20 @@ loop:
 	VBROADCASTSS (BX)(R11*4), Z7
 	VFMADD231PS  Z7, Z4, Z2
 	VFMADD231PS  Z7, Z5, Z3
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VADDPS.Z     64(AX), Z1, K2, Z1
 	VMOVUPS      Z1, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
 	VADDPS.Z     64(AX), Z3, K2, Z3
@@ -5686,19 +7032,20 @@ loop:
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile3x32AVX512(args *int)
+// func tilePacked3x32AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile3x32AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked3x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5708,9 +7055,7 @@ TEXT ·tile3x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   (R14), AX
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5719,9 +7064,11 @@ TEXT ·tile3x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z5, Z5, Z5
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z6
@@ -5735,26 +7082,25 @@ loop:
 	VBROADCASTSS (CX)(R11*4), Z8
 	VFMADD231PS  Z8, Z6, Z4
 	VFMADD231PS  Z8, Z7, Z5
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VADDPS.Z     64(AX), Z1, K2, Z1
 	VMOVUPS      Z1, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
 	VADDPS.Z     64(AX), Z3, K2, Z3
 	VMOVUPS      Z3, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
 	VADDPS.Z     64(AX), Z5, K2, Z5
@@ -5763,22 +7109,23 @@ loop:
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile4x32AVX512(args *int)
+// func tilePacked4x32AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile4x32AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked4x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5789,9 +7136,7 @@ TEXT ·tile4x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   8(R14), BX
 	MOVQ   16(R14), CX
 	MOVQ   24(R14), DX
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5802,9 +7147,11 @@ TEXT ·tile4x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z7, Z7, Z7
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z8
@@ -5821,31 +7168,30 @@ loop:
 	VBROADCASTSS (DX)(R11*4), Z11
 	VFMADD231PS  Z11, Z8, Z6
 	VFMADD231PS  Z11, Z9, Z7
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VADDPS.Z     64(AX), Z1, K2, Z1
 	VMOVUPS      Z1, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
 	VADDPS.Z     64(AX), Z3, K2, Z3
 	VMOVUPS      Z3, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
 	VADDPS.Z     64(AX), Z5, K2, Z5
 	VMOVUPS      Z5, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z6, K1, Z6
 	VMOVUPS      Z6, K1, (AX)
 	VADDPS.Z     64(AX), Z7, K2, Z7
@@ -5854,25 +7200,26 @@ loop:
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile5x32AVX512(args *int)
+// func tilePacked5x32AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile5x32AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked5x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5884,9 +7231,7 @@ TEXT ·tile5x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   16(R14), CX
 	MOVQ   24(R14), DX
 	MOVQ   32(R14), SI
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -5899,9 +7244,11 @@ TEXT ·tile5x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z9, Z9, Z9
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z10
@@ -5921,36 +7268,35 @@ loop:
 	VBROADCASTSS (SI)(R11*4), Z12
 	VFMADD231PS  Z12, Z10, Z8
 	VFMADD231PS  Z12, Z11, Z9
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VADDPS.Z     64(AX), Z1, K2, Z1
 	VMOVUPS      Z1, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
 	VADDPS.Z     64(AX), Z3, K2, Z3
 	VMOVUPS      Z3, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
 	VADDPS.Z     64(AX), Z5, K2, Z5
 	VMOVUPS      Z5, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z6, K1, Z6
 	VMOVUPS      Z6, K1, (AX)
 	VADDPS.Z     64(AX), Z7, K2, Z7
 	VMOVUPS      Z7, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VADDPS.Z     (AX), Z8, K1, Z8
 	VMOVUPS      Z8, K1, (AX)
 	VADDPS.Z     64(AX), Z9, K2, Z9
@@ -5959,28 +7305,29 @@ loop:
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    96(R14), AX
 	VMOVUPS Z8, K1, (AX)
 	VMOVUPS Z9, K2, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile6x32AVX512(args *int)
+// func tilePacked6x32AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile6x32AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked6x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -5993,9 +7340,7 @@ TEXT ·tile6x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   24(R14), DX
 	MOVQ   32(R14), SI
 	MOVQ   40(R14), DI
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -6010,9 +7355,11 @@ TEXT ·tile6x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z11, Z11, Z11
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z12
@@ -6035,41 +7382,40 @@ loop:
 	VBROADCASTSS (DI)(R11*4), Z15
 	VFMADD231PS  Z15, Z12, Z10
 	VFMADD231PS  Z15, Z13, Z11
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VADDPS.Z     64(AX), Z1, K2, Z1
 	VMOVUPS      Z1, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
 	VADDPS.Z     64(AX), Z3, K2, Z3
 	VMOVUPS      Z3, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
 	VADDPS.Z     64(AX), Z5, K2, Z5
 	VMOVUPS      Z5, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z6, K1, Z6
 	VMOVUPS      Z6, K1, (AX)
 	VADDPS.Z     64(AX), Z7, K2, Z7
 	VMOVUPS      Z7, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VADDPS.Z     (AX), Z8, K1, Z8
 	VMOVUPS      Z8, K1, (AX)
 	VADDPS.Z     64(AX), Z9, K2, Z9
 	VMOVUPS      Z9, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         104(R14), AX
 	VADDPS.Z     (AX), Z10, K1, Z10
 	VMOVUPS      Z10, K1, (AX)
 	VADDPS.Z     64(AX), Z11, K2, Z11
@@ -6078,31 +7424,32 @@ loop:
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    96(R14), AX
 	VMOVUPS Z8, K1, (AX)
 	VMOVUPS Z9, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    104(R14), AX
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z11, K2, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile7x32AVX512(args *int)
+// func tilePacked7x32AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile7x32AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked7x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -6116,9 +7463,7 @@ TEXT ·tile7x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   32(R14), SI
 	MOVQ   40(R14), DI
 	MOVQ   48(R14), R8
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -6135,9 +7480,11 @@ TEXT ·tile7x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z13, Z13, Z13
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z14
@@ -6163,46 +7510,45 @@ loop:
 	VBROADCASTSS (R8)(R11*4), Z16
 	VFMADD231PS  Z16, Z14, Z12
 	VFMADD231PS  Z16, Z15, Z13
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VADDPS.Z     64(AX), Z1, K2, Z1
 	VMOVUPS      Z1, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
 	VADDPS.Z     64(AX), Z3, K2, Z3
 	VMOVUPS      Z3, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
 	VADDPS.Z     64(AX), Z5, K2, Z5
 	VMOVUPS      Z5, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z6, K1, Z6
 	VMOVUPS      Z6, K1, (AX)
 	VADDPS.Z     64(AX), Z7, K2, Z7
 	VMOVUPS      Z7, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VADDPS.Z     (AX), Z8, K1, Z8
 	VMOVUPS      Z8, K1, (AX)
 	VADDPS.Z     64(AX), Z9, K2, Z9
 	VMOVUPS      Z9, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         104(R14), AX
 	VADDPS.Z     (AX), Z10, K1, Z10
 	VMOVUPS      Z10, K1, (AX)
 	VADDPS.Z     64(AX), Z11, K2, Z11
 	VMOVUPS      Z11, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         112(R14), AX
 	VADDPS.Z     (AX), Z12, K1, Z12
 	VMOVUPS      Z12, K1, (AX)
 	VADDPS.Z     64(AX), Z13, K2, Z13
@@ -6211,34 +7557,35 @@ loop:
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    96(R14), AX
 	VMOVUPS Z8, K1, (AX)
 	VMOVUPS Z9, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    104(R14), AX
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z11, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    112(R14), AX
 	VMOVUPS Z12, K1, (AX)
 	VMOVUPS Z13, K2, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile8x32AVX512(args *int)
+// func tilePacked8x32AVX512(args *int)
 // Requires: AVX, AVX512F
-TEXT ·tile8x32AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked8x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   args+0(FP), R14
-	MOVQ   128(R14), CX
+	MOVQ   192(R14), CX
 	MOVQ   $0x00000001, AX
 	SHLQ   CL, AX
 	DECQ   AX
@@ -6253,9 +7600,7 @@ TEXT ·tile8x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ   40(R14), DI
 	MOVQ   48(R14), R8
 	MOVQ   56(R14), R9
-	MOVQ   64(R14), R15
-	MOVQ   88(R14), R10
-	MOVQ   80(R14), R13
+	MOVQ   152(R14), R10
 	VPXORD Z0, Z0, Z0
 	VPXORD Z1, Z1, Z1
 	VPXORD Z2, Z2, Z2
@@ -6274,9 +7619,11 @@ TEXT ·tile8x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD Z15, Z15, Z15
 
 run:
-	MOVQ (R15), R11
-	MOVQ 8(R15), R12
-	ADDQ $0x10, R15
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
 
 loop:
 	VMOVUPS.Z    (R10), K1, Z16
@@ -6305,51 +7652,50 @@ loop:
 	VBROADCASTSS (R9)(R11*4), Z19
 	VFMADD231PS  Z19, Z16, Z14
 	VFMADD231PS  Z19, Z17, Z15
-	ADDQ         R13, R11
-	ADDQ         96(R14), R10
+	ADDQ         144(R14), R11
+	ADDQ         160(R14), R10
 	DECQ         R12
 	JNZ          loop
-	DECQ         72(R14)
+	DECQ         136(R14)
 	JNZ          run
-	MOVQ         104(R14), AX
-	MOVQ         112(R14), BX
-	CMPQ         120(R14), $0x00
+	CMPQ         184(R14), $0x00
 	JE           replace
+	MOVQ         64(R14), AX
 	VADDPS.Z     (AX), Z0, K1, Z0
 	VMOVUPS      Z0, K1, (AX)
 	VADDPS.Z     64(AX), Z1, K2, Z1
 	VMOVUPS      Z1, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         72(R14), AX
 	VADDPS.Z     (AX), Z2, K1, Z2
 	VMOVUPS      Z2, K1, (AX)
 	VADDPS.Z     64(AX), Z3, K2, Z3
 	VMOVUPS      Z3, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         80(R14), AX
 	VADDPS.Z     (AX), Z4, K1, Z4
 	VMOVUPS      Z4, K1, (AX)
 	VADDPS.Z     64(AX), Z5, K2, Z5
 	VMOVUPS      Z5, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         88(R14), AX
 	VADDPS.Z     (AX), Z6, K1, Z6
 	VMOVUPS      Z6, K1, (AX)
 	VADDPS.Z     64(AX), Z7, K2, Z7
 	VMOVUPS      Z7, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         96(R14), AX
 	VADDPS.Z     (AX), Z8, K1, Z8
 	VMOVUPS      Z8, K1, (AX)
 	VADDPS.Z     64(AX), Z9, K2, Z9
 	VMOVUPS      Z9, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         104(R14), AX
 	VADDPS.Z     (AX), Z10, K1, Z10
 	VMOVUPS      Z10, K1, (AX)
 	VADDPS.Z     64(AX), Z11, K2, Z11
 	VMOVUPS      Z11, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         112(R14), AX
 	VADDPS.Z     (AX), Z12, K1, Z12
 	VMOVUPS      Z12, K1, (AX)
 	VADDPS.Z     64(AX), Z13, K2, Z13
 	VMOVUPS      Z13, K2, 64(AX)
-	ADDQ         BX, AX
+	MOVQ         120(R14), AX
 	VADDPS.Z     (AX), Z14, K1, Z14
 	VMOVUPS      Z14, K1, (AX)
 	VADDPS.Z     64(AX), Z15, K2, Z15
@@ -6358,27 +7704,1496 @@ loop:
 	RET
 
 replace:
+	MOVQ    64(R14), AX
 	VMOVUPS Z0, K1, (AX)
 	VMOVUPS Z1, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    72(R14), AX
 	VMOVUPS Z2, K1, (AX)
 	VMOVUPS Z3, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    80(R14), AX
 	VMOVUPS Z4, K1, (AX)
 	VMOVUPS Z5, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    88(R14), AX
 	VMOVUPS Z6, K1, (AX)
 	VMOVUPS Z7, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    96(R14), AX
 	VMOVUPS Z8, K1, (AX)
 	VMOVUPS Z9, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    104(R14), AX
 	VMOVUPS Z10, K1, (AX)
 	VMOVUPS Z11, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    112(R14), AX
 	VMOVUPS Z12, K1, (AX)
 	VMOVUPS Z13, K2, 64(AX)
-	ADDQ    BX, AX
+	MOVQ    120(R14), AX
+	VMOVUPS Z14, K1, (AX)
+	VMOVUPS Z15, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable1x16AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable1x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z1
+	VBROADCASTSS (AX)(R11*4), Z2
+	VFMADD231PS  Z2, Z1, Z0
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable2x16AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable2x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z2
+	VBROADCASTSS (AX)(R11*4), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VBROADCASTSS (BX)(R11*4), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z1, K1, Z1
+	VMOVUPS      Z1, K1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z1, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable3x16AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable3x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z3
+	VBROADCASTSS (AX)(R11*4), Z4
+	VFMADD231PS  Z4, Z3, Z0
+	VBROADCASTSS (BX)(R11*4), Z5
+	VFMADD231PS  Z5, Z3, Z1
+	VBROADCASTSS (CX)(R11*4), Z4
+	VFMADD231PS  Z4, Z3, Z2
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z1, K1, Z1
+	VMOVUPS      Z1, K1, (AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z1, K1, (AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable4x16AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable4x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z4
+	VBROADCASTSS (AX)(R11*4), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VBROADCASTSS (BX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VBROADCASTSS (CX)(R11*4), Z5
+	VFMADD231PS  Z5, Z4, Z2
+	VBROADCASTSS (DX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z3
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z1, K1, Z1
+	VMOVUPS      Z1, K1, (AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z1, K1, (AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z3, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable5x16AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable5x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z0
+	VBROADCASTSS (BX)(R11*4), Z7
+	VFMADD231PS  Z7, Z5, Z1
+	VBROADCASTSS (CX)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z2
+	VBROADCASTSS (DX)(R11*4), Z7
+	VFMADD231PS  Z7, Z5, Z3
+	VBROADCASTSS (SI)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z4
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z1, K1, Z1
+	VMOVUPS      Z1, K1, (AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)
+	MOVQ         96(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z1, K1, (AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z3, K1, (AX)
+	MOVQ    96(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable6x16AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable6x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   40(R14), DI
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z6
+	VBROADCASTSS (AX)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z0
+	VBROADCASTSS (BX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z1
+	VBROADCASTSS (CX)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z2
+	VBROADCASTSS (DX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z3
+	VBROADCASTSS (SI)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z4
+	VBROADCASTSS (DI)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z5
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z1, K1, Z1
+	VMOVUPS      Z1, K1, (AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)
+	MOVQ         96(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	MOVQ         104(R14), AX
+	VADDPS.Z     (AX), Z5, K1, Z5
+	VMOVUPS      Z5, K1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z1, K1, (AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z3, K1, (AX)
+	MOVQ    96(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	MOVQ    104(R14), AX
+	VMOVUPS Z5, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable7x16AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable7x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   40(R14), DI
+	MOVQ   48(R14), R8
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z7
+	VBROADCASTSS (AX)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z0
+	VBROADCASTSS (BX)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z1
+	VBROADCASTSS (CX)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z2
+	VBROADCASTSS (DX)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z3
+	VBROADCASTSS (SI)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z4
+	VBROADCASTSS (DI)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z5
+	VBROADCASTSS (R8)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z6
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z1, K1, Z1
+	VMOVUPS      Z1, K1, (AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)
+	MOVQ         96(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	MOVQ         104(R14), AX
+	VADDPS.Z     (AX), Z5, K1, Z5
+	VMOVUPS      Z5, K1, (AX)
+	MOVQ         112(R14), AX
+	VADDPS.Z     (AX), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z1, K1, (AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z3, K1, (AX)
+	MOVQ    96(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	MOVQ    104(R14), AX
+	VMOVUPS Z5, K1, (AX)
+	MOVQ    112(R14), AX
+	VMOVUPS Z6, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable8x16AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable8x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   40(R14), DI
+	MOVQ   48(R14), R8
+	MOVQ   56(R14), R9
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z8
+	VBROADCASTSS (AX)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z0
+	VBROADCASTSS (BX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z1
+	VBROADCASTSS (CX)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z2
+	VBROADCASTSS (DX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z3
+	VBROADCASTSS (SI)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z4
+	VBROADCASTSS (DI)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z5
+	VBROADCASTSS (R8)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z6
+	VBROADCASTSS (R9)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z7
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z1, K1, Z1
+	VMOVUPS      Z1, K1, (AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)
+	MOVQ         96(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	MOVQ         104(R14), AX
+	VADDPS.Z     (AX), Z5, K1, Z5
+	VMOVUPS      Z5, K1, (AX)
+	MOVQ         112(R14), AX
+	VADDPS.Z     (AX), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)
+	MOVQ         120(R14), AX
+	VADDPS.Z     (AX), Z7, K1, Z7
+	VMOVUPS      Z7, K1, (AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z1, K1, (AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z3, K1, (AX)
+	MOVQ    96(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	MOVQ    104(R14), AX
+	VMOVUPS Z5, K1, (AX)
+	MOVQ    112(R14), AX
+	VMOVUPS Z6, K1, (AX)
+	MOVQ    120(R14), AX
+	VMOVUPS Z7, K1, (AX)
+	VZEROUPPER
+	RET
+
+// func tileTable1x32AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable1x32AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z2
+	ADDQ         176(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z3
+	VBROADCASTSS (AX)(R11*4), Z4
+	VFMADD231PS  Z4, Z2, Z0
+	VFMADD231PS  Z4, Z3, Z1
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VADDPS.Z     64(AX), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable2x32AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable2x32AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z4
+	ADDQ         176(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z1
+	VBROADCASTSS (BX)(R11*4), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VFMADD231PS  Z7, Z5, Z3
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VADDPS.Z     64(AX), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	VADDPS.Z     64(AX), Z3, K2, Z3
+	VMOVUPS      Z3, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable3x32AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable3x32AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z6
+	ADDQ         176(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z7
+	VBROADCASTSS (AX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z0
+	VFMADD231PS  Z8, Z7, Z1
+	VBROADCASTSS (BX)(R11*4), Z9
+	VFMADD231PS  Z9, Z6, Z2
+	VFMADD231PS  Z9, Z7, Z3
+	VBROADCASTSS (CX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z4
+	VFMADD231PS  Z8, Z7, Z5
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VADDPS.Z     64(AX), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	VADDPS.Z     64(AX), Z3, K2, Z3
+	VMOVUPS      Z3, K2, 64(AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	VADDPS.Z     64(AX), Z5, K2, Z5
+	VMOVUPS      Z5, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable4x32AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable4x32AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z8
+	ADDQ         176(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z9
+	VBROADCASTSS (AX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z1
+	VBROADCASTSS (BX)(R11*4), Z11
+	VFMADD231PS  Z11, Z8, Z2
+	VFMADD231PS  Z11, Z9, Z3
+	VBROADCASTSS (CX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z4
+	VFMADD231PS  Z10, Z9, Z5
+	VBROADCASTSS (DX)(R11*4), Z11
+	VFMADD231PS  Z11, Z8, Z6
+	VFMADD231PS  Z11, Z9, Z7
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VADDPS.Z     64(AX), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	VADDPS.Z     64(AX), Z3, K2, Z3
+	VMOVUPS      Z3, K2, 64(AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	VADDPS.Z     64(AX), Z5, K2, Z5
+	VMOVUPS      Z5, K2, 64(AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)
+	VADDPS.Z     64(AX), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable5x32AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable5x32AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z10
+	ADDQ         176(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z11
+	VBROADCASTSS (AX)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z0
+	VFMADD231PS  Z12, Z11, Z1
+	VBROADCASTSS (BX)(R11*4), Z13
+	VFMADD231PS  Z13, Z10, Z2
+	VFMADD231PS  Z13, Z11, Z3
+	VBROADCASTSS (CX)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z4
+	VFMADD231PS  Z12, Z11, Z5
+	VBROADCASTSS (DX)(R11*4), Z13
+	VFMADD231PS  Z13, Z10, Z6
+	VFMADD231PS  Z13, Z11, Z7
+	VBROADCASTSS (SI)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z8
+	VFMADD231PS  Z12, Z11, Z9
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VADDPS.Z     64(AX), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	VADDPS.Z     64(AX), Z3, K2, Z3
+	VMOVUPS      Z3, K2, 64(AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	VADDPS.Z     64(AX), Z5, K2, Z5
+	VMOVUPS      Z5, K2, 64(AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)
+	VADDPS.Z     64(AX), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)
+	MOVQ         96(R14), AX
+	VADDPS.Z     (AX), Z8, K1, Z8
+	VMOVUPS      Z8, K1, (AX)
+	VADDPS.Z     64(AX), Z9, K2, Z9
+	VMOVUPS      Z9, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	MOVQ    96(R14), AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable6x32AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable6x32AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   40(R14), DI
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z12
+	ADDQ         176(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z13
+	VBROADCASTSS (AX)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z0
+	VFMADD231PS  Z14, Z13, Z1
+	VBROADCASTSS (BX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z2
+	VFMADD231PS  Z15, Z13, Z3
+	VBROADCASTSS (CX)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z4
+	VFMADD231PS  Z14, Z13, Z5
+	VBROADCASTSS (DX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z6
+	VFMADD231PS  Z15, Z13, Z7
+	VBROADCASTSS (SI)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z8
+	VFMADD231PS  Z14, Z13, Z9
+	VBROADCASTSS (DI)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z10
+	VFMADD231PS  Z15, Z13, Z11
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VADDPS.Z     64(AX), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	VADDPS.Z     64(AX), Z3, K2, Z3
+	VMOVUPS      Z3, K2, 64(AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	VADDPS.Z     64(AX), Z5, K2, Z5
+	VMOVUPS      Z5, K2, 64(AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)
+	VADDPS.Z     64(AX), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)
+	MOVQ         96(R14), AX
+	VADDPS.Z     (AX), Z8, K1, Z8
+	VMOVUPS      Z8, K1, (AX)
+	VADDPS.Z     64(AX), Z9, K2, Z9
+	VMOVUPS      Z9, K2, 64(AX)
+	MOVQ         104(R14), AX
+	VADDPS.Z     (AX), Z10, K1, Z10
+	VMOVUPS      Z10, K1, (AX)
+	VADDPS.Z     64(AX), Z11, K2, Z11
+	VMOVUPS      Z11, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	MOVQ    96(R14), AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	MOVQ    104(R14), AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable7x32AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable7x32AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   40(R14), DI
+	MOVQ   48(R14), R8
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z14
+	ADDQ         176(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z15
+	VBROADCASTSS (AX)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z0
+	VFMADD231PS  Z16, Z15, Z1
+	VBROADCASTSS (BX)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z2
+	VFMADD231PS  Z17, Z15, Z3
+	VBROADCASTSS (CX)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z4
+	VFMADD231PS  Z16, Z15, Z5
+	VBROADCASTSS (DX)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z6
+	VFMADD231PS  Z17, Z15, Z7
+	VBROADCASTSS (SI)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z8
+	VFMADD231PS  Z16, Z15, Z9
+	VBROADCASTSS (DI)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z10
+	VFMADD231PS  Z17, Z15, Z11
+	VBROADCASTSS (R8)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z12
+	VFMADD231PS  Z16, Z15, Z13
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VADDPS.Z     64(AX), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	VADDPS.Z     64(AX), Z3, K2, Z3
+	VMOVUPS      Z3, K2, 64(AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	VADDPS.Z     64(AX), Z5, K2, Z5
+	VMOVUPS      Z5, K2, 64(AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)
+	VADDPS.Z     64(AX), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)
+	MOVQ         96(R14), AX
+	VADDPS.Z     (AX), Z8, K1, Z8
+	VMOVUPS      Z8, K1, (AX)
+	VADDPS.Z     64(AX), Z9, K2, Z9
+	VMOVUPS      Z9, K2, 64(AX)
+	MOVQ         104(R14), AX
+	VADDPS.Z     (AX), Z10, K1, Z10
+	VMOVUPS      Z10, K1, (AX)
+	VADDPS.Z     64(AX), Z11, K2, Z11
+	VMOVUPS      Z11, K2, 64(AX)
+	MOVQ         112(R14), AX
+	VADDPS.Z     (AX), Z12, K1, Z12
+	VMOVUPS      Z12, K1, (AX)
+	VADDPS.Z     64(AX), Z13, K2, Z13
+	VMOVUPS      Z13, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	MOVQ    96(R14), AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	MOVQ    104(R14), AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	MOVQ    112(R14), AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+// func tileTable8x32AVX512(args *int)
+// Requires: AVX, AVX512F
+TEXT ·tileTable8x32AVX512(SB), NOSPLIT, $0-8
+	MOVQ   args+0(FP), R14
+	MOVQ   192(R14), CX
+	MOVQ   $0x00000001, AX
+	SHLQ   CL, AX
+	DECQ   AX
+	KMOVW  AX, K1
+	SHRQ   $0x10, AX
+	KMOVW  AX, K2
+	MOVQ   (R14), AX
+	MOVQ   8(R14), BX
+	MOVQ   16(R14), CX
+	MOVQ   24(R14), DX
+	MOVQ   32(R14), SI
+	MOVQ   40(R14), DI
+	MOVQ   48(R14), R8
+	MOVQ   56(R14), R9
+	MOVQ   168(R14), R10
+	MOVQ   152(R14), R15
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+
+run:
+	MOVQ 128(R14), R12
+	ADDQ 200(R14), R12
+	ADDQ $0x10, 200(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z16
+	ADDQ         176(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z17
+	VBROADCASTSS (AX)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (BX)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (DX)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (SI)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (DI)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (R8)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (R9)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         144(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         136(R14)
+	JNZ          run
+	CMPQ         184(R14), $0x00
+	JE           replace
+	MOVQ         64(R14), AX
+	VADDPS.Z     (AX), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)
+	VADDPS.Z     64(AX), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)
+	MOVQ         72(R14), AX
+	VADDPS.Z     (AX), Z2, K1, Z2
+	VMOVUPS      Z2, K1, (AX)
+	VADDPS.Z     64(AX), Z3, K2, Z3
+	VMOVUPS      Z3, K2, 64(AX)
+	MOVQ         80(R14), AX
+	VADDPS.Z     (AX), Z4, K1, Z4
+	VMOVUPS      Z4, K1, (AX)
+	VADDPS.Z     64(AX), Z5, K2, Z5
+	VMOVUPS      Z5, K2, 64(AX)
+	MOVQ         88(R14), AX
+	VADDPS.Z     (AX), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)
+	VADDPS.Z     64(AX), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)
+	MOVQ         96(R14), AX
+	VADDPS.Z     (AX), Z8, K1, Z8
+	VMOVUPS      Z8, K1, (AX)
+	VADDPS.Z     64(AX), Z9, K2, Z9
+	VMOVUPS      Z9, K2, 64(AX)
+	MOVQ         104(R14), AX
+	VADDPS.Z     (AX), Z10, K1, Z10
+	VMOVUPS      Z10, K1, (AX)
+	VADDPS.Z     64(AX), Z11, K2, Z11
+	VMOVUPS      Z11, K2, 64(AX)
+	MOVQ         112(R14), AX
+	VADDPS.Z     (AX), Z12, K1, Z12
+	VMOVUPS      Z12, K1, (AX)
+	VADDPS.Z     64(AX), Z13, K2, Z13
+	VMOVUPS      Z13, K2, 64(AX)
+	MOVQ         120(R14), AX
+	VADDPS.Z     (AX), Z14, K1, Z14
+	VMOVUPS      Z14, K1, (AX)
+	VADDPS.Z     64(AX), Z15, K2, Z15
+	VMOVUPS      Z15, K2, 64(AX)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVQ    64(R14), AX
+	VMOVUPS Z0, K1, (AX)
+	VMOVUPS Z1, K2, 64(AX)
+	MOVQ    72(R14), AX
+	VMOVUPS Z2, K1, (AX)
+	VMOVUPS Z3, K2, 64(AX)
+	MOVQ    80(R14), AX
+	VMOVUPS Z4, K1, (AX)
+	VMOVUPS Z5, K2, 64(AX)
+	MOVQ    88(R14), AX
+	VMOVUPS Z6, K1, (AX)
+	VMOVUPS Z7, K2, 64(AX)
+	MOVQ    96(R14), AX
+	VMOVUPS Z8, K1, (AX)
+	VMOVUPS Z9, K2, 64(AX)
+	MOVQ    104(R14), AX
+	VMOVUPS Z10, K1, (AX)
+	VMOVUPS Z11, K2, 64(AX)
+	MOVQ    112(R14), AX
+	VMOVUPS Z12, K1, (AX)
+	VMOVUPS Z13, K2, 64(AX)
+	MOVQ    120(R14), AX
 	VMOVUPS Z14, K1, (AX)
 	VMOVUPS Z15, K2, 64(AX)
 	VZEROUPPER
@@ -8997,6 +11812,231 @@ next:
 	ADDQ $0x00000004, AX
 	DECQ DX
 	JNE  row
+
+done:
+	VZEROUPPER
+	RET
+
+// func sumColsAVX512(dst []float32, x []float32)
+// Requires: AVX, AVX512F
+TEXT ·sumColsAVX512(SB), NOSPLIT, $0-48
+	MOVQ dst_base+0(FP), AX
+	MOVQ dst_len+8(FP), CX
+	MOVQ x_base+24(FP), DX
+	MOVQ x_len+32(FP), BX
+	LEAQ (DX)(BX*4), SI
+	MOVQ CX, BX
+	SHLQ $0x02, BX
+
+vector:
+	SUBQ    $0x00000010, CX
+	JLT     rest
+	MOVQ    DX, DI
+	VMOVUPS (AX), Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	LEAQ    (BX)(BX*1), R9
+	LEAQ    (BX)(R9*1), R10
+	MOVQ    SI, R8
+	SUBQ    R10, R8
+
+wholeFour:
+	CMPQ    DI, R8
+	JGE     wholeOne
+	MOVQ    DI, R11
+	VMOVUPS (R11), Z4
+	VADDPS  Z4, Z0, Z0
+	LEAQ    (DI)(BX*1), R11
+	VMOVUPS (R11), Z4
+	VADDPS  Z4, Z1, Z1
+	LEAQ    (DI)(R9*1), R11
+	VMOVUPS (R11), Z4
+	VADDPS  Z4, Z2, Z2
+	LEAQ    (DI)(R10*1), R11
+	VMOVUPS (R11), Z4
+	VADDPS  Z4, Z3, Z3
+	LEAQ    (DI)(BX*4), DI
+	JMP     wholeFour
+
+wholeOne:
+	CMPQ    DI, SI
+	JGE     wholeSum
+	VMOVUPS (DI), Z4
+	VADDPS  Z4, Z0, Z0
+	ADDQ    BX, DI
+	JMP     wholeOne
+
+wholeSum:
+	VADDPS  Z1, Z0, Z0
+	VADDPS  Z3, Z2, Z2
+	VADDPS  Z2, Z0, Z0
+	VMOVUPS Z0, (AX)
+	ADDQ    $0x00000040, AX
+	ADDQ    $0x00000040, DX
+	JMP     vector
+
+rest:
+	ADDQ      $0x00000010, CX
+	JEQ       done
+	MOVQ      $0x00000001, DI
+	SHLQ      CL, DI
+	DECQ      DI
+	KMOVW     DI, K1
+	MOVQ      DX, DI
+	VMOVUPS.Z (AX), K1, Z0
+	VPXORD    Z5, Z5, Z5
+	VPXORD    Z6, Z6, Z6
+	VPXORD    Z7, Z7, Z7
+	LEAQ      (BX)(BX*1), CX
+	LEAQ      (BX)(CX*1), DX
+	MOVQ      SI, R8
+	SUBQ      DX, R8
+
+partFour:
+	CMPQ      DI, R8
+	JGE       partOne
+	MOVQ      DI, R9
+	VMOVUPS.Z (R9), K1, Z1
+	VADDPS    Z1, Z0, Z0
+	LEAQ      (DI)(BX*1), R9
+	VMOVUPS.Z (R9), K1, Z1
+	VADDPS    Z1, Z5, Z5
+	LEAQ      (DI)(CX*1), R9
+	VMOVUPS.Z (R9), K1, Z1
+	VADDPS    Z1, Z6, Z6
+	LEAQ      (DI)(DX*1), R9
+	VMOVUPS.Z (R9), K1, Z1
+	VADDPS    Z1, Z7, Z7
+	LEAQ      (DI)(BX*4), DI
+	JMP       partFour
+
+partOne:
+	CMPQ      DI, SI
+	JGE       partSum
+	VMOVUPS.Z (DI), K1, Z1
+	VADDPS    Z1, Z0, Z0
+	ADDQ      BX, DI
+	JMP       partOne
+
+partSum:
+	VADDPS  Z5, Z0, Z0
+	VADDPS  Z7, Z6, Z6
+	VADDPS  Z6, Z0, Z0
+	VMOVUPS Z0, K1, (AX)
+
+done:
+	VZEROUPPER
+	RET
+
+// func dotLanesAVX512(dst []float32, a []float32, b []float32, aK []int32, bK []int32, add int)
+// Requires: AVX, AVX512F
+TEXT ·dotLanesAVX512(SB), NOSPLIT, $0-128
+	MOVQ dst_base+0(FP), AX
+	MOVQ dst_len+8(FP), CX
+	MOVQ a_base+24(FP), DX
+	MOVQ b_base+48(FP), BX
+	MOVQ aK_base+72(FP), SI
+	MOVQ bK_base+96(FP), DI
+	MOVQ aK_len+80(FP), R8
+
+chunk4:
+	SUBQ   $0x00000040, CX
+	JLT    chunk4End
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	XORQ   R9, R9
+
+chunk4K:
+	MOVLQSX     (SI)(R9*4), R10
+	MOVLQSX     (DI)(R9*4), R11
+	VMOVUPS     (DX)(R10*4), Z4
+	VFMADD231PS (BX)(R11*4), Z4, Z0
+	VMOVUPS     64(DX)(R10*4), Z4
+	VFMADD231PS 64(BX)(R11*4), Z4, Z1
+	VMOVUPS     128(DX)(R10*4), Z4
+	VFMADD231PS 128(BX)(R11*4), Z4, Z2
+	VMOVUPS     192(DX)(R10*4), Z4
+	VFMADD231PS 192(BX)(R11*4), Z4, Z3
+	INCQ        R9
+	CMPQ        R9, R8
+	JLT         chunk4K
+	CMPQ        add+120(FP), $0x00
+	JE          chunk4Store
+	VADDPS      (AX), Z0, Z0
+	VADDPS      64(AX), Z1, Z1
+	VADDPS      128(AX), Z2, Z2
+	VADDPS      192(AX), Z3, Z3
+
+chunk4Store:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z1, 64(AX)
+	VMOVUPS Z2, 128(AX)
+	VMOVUPS Z3, 192(AX)
+	ADDQ    $0x00000100, AX
+	ADDQ    $0x00000100, DX
+	ADDQ    $0x00000100, BX
+	JMP     chunk4
+
+chunk4End:
+	ADDQ $0x00000040, CX
+
+chunk1:
+	SUBQ   $0x00000010, CX
+	JLT    chunk1End
+	VPXORD Z5, Z5, Z5
+	XORQ   R9, R9
+
+chunk1K:
+	MOVLQSX     (SI)(R9*4), R10
+	MOVLQSX     (DI)(R9*4), R11
+	VMOVUPS     (DX)(R10*4), Z0
+	VFMADD231PS (BX)(R11*4), Z0, Z5
+	INCQ        R9
+	CMPQ        R9, R8
+	JLT         chunk1K
+	CMPQ        add+120(FP), $0x00
+	JE          chunk1Store
+	VADDPS      (AX), Z5, Z5
+
+chunk1Store:
+	VMOVUPS Z5, (AX)
+	ADDQ    $0x00000040, AX
+	ADDQ    $0x00000040, DX
+	ADDQ    $0x00000040, BX
+	JMP     chunk1
+
+chunk1End:
+	ADDQ   $0x00000010, CX
+	JEQ    done
+	MOVQ   $0x00000001, R9
+	SHLQ   CL, R9
+	DECQ   R9
+	KMOVW  R9, K1
+	VPXORD Z6, Z6, Z6
+	XORQ   R9, R9
+
+partK:
+	MOVLQSX     (SI)(R9*4), R10
+	MOVLQSX     (DI)(R9*4), R11
+	VMOVUPS.Z   (DX)(R10*4), K1, Z0
+	VMOVUPS.Z   (BX)(R11*4), K1, Z1
+	VFMADD231PS Z0, Z1, Z6
+	INCQ        R9
+	CMPQ        R9, R8
+	JLT         partK
+	CMPQ        add+120(FP), $0x00
+	JE          partStore
+	VMOVUPS.Z   (AX), K1, Z0
+	VADDPS      Z0, Z6, Z6
+
+partStore:
+	VMOVUPS Z6, K1, (AX)
+	ADDQ    $0x00000040, AX
+	ADDQ    $0x00000040, DX
+	ADDQ    $0x00000040, BX
 
 done:
 	VZEROUPPER

@@ -169,7 +169,7 @@ func TestRowsMatchTwin(t *testing.T) {
 	twin := For(Generic)
 	for _, s := range levels() {
 		for _, cols := range lengths[1:] {
-			for _, n := range []int{0, 1, 3} {
+			for _, n := range []int{0, 1, 3, 4, 5, 11} {
 				x := make([]float32, n*cols)
 				for i := range x {
 					x[i] = float32(r.NormFloat64())
@@ -196,6 +196,26 @@ func TestRowsMatchTwin(t *testing.T) {
 				twin.MaxRows(want, x, cols)
 				s.MaxRows(got, x, cols)
 				check("max", got, ok)
+				for i := range x {
+					x[i] = float32(r.NormFloat64())
+				}
+				{
+					want := make([]float32, cols)
+					got, ok := guarded(cols)
+					for i := range got {
+						got[i], want[i] = float32(i), float32(i)
+					}
+					twin.SumCols(want, x)
+					s.SumCols(got, x)
+					for i := range got {
+						if math.Abs(float64(got[i]-want[i])) > 1e-5*float64(n+cols) {
+							t.Fatalf("%s sum of columns, cols=%d rows=%d: %g, want %g", s.Level, cols, n, got[i], want[i])
+						}
+					}
+					if !ok() {
+						t.Fatalf("%s sum of columns writes outside its slice", s.Level)
+					}
+				}
 				full, ok := guarded(n * cols)
 				s.FillRows(full, want, cols)
 				for i, v := range full {
@@ -273,7 +293,7 @@ func TestGemmMatchesDoubleLoop(t *testing.T) {
 			var first []float32
 			for _, p := range pools {
 				c, ok := guarded(int(cb[batches-1]) + (m-1)*ldc + n)
-				g := NewGemm(s, m, n, k, a, b, cb, ldc)
+				g := NewGemm(s, a, b, cb, table(r, m, ldc))
 				ws := NewWorkspace(p.Threads())
 				ws.Grow(g)
 				g.Run(p, ws, av, bv, c)
@@ -306,6 +326,39 @@ func TestGemmMatchesDoubleLoop(t *testing.T) {
 				if !set[i] && x != canary {
 					t.Fatalf("%s %dx%dx%d: element %d between the rows of C was written", s.Level, m, n, k, i)
 				}
+			}
+		}
+	}
+}
+
+func TestLanesMatchTwin(t *testing.T) {
+	r := rand.New(rand.NewPCG(6, 1))
+	p := NewPool(2)
+	defer p.Close()
+	for _, s := range levels() {
+		for _, lanes := range lengths[1:] {
+			m, n, k := 1+r.IntN(20), 1+r.IntN(3), []int{1, 9, 25, 256, 300}[r.IntN(5)]
+			a := Operand{Rows: table(r, m, 2*lanes), K: table(r, k, lanes)}
+			b := Operand{Rows: table(r, n, lanes), K: table(r, k, n*lanes)}
+			av, bv := make([]float32, (2*m+k)*lanes), make([]float32, n*k*lanes)
+			for i := range av {
+				av[i] = float32(r.NormFloat64())
+			}
+			for i := range bv {
+				bv[i] = float32(r.NormFloat64())
+			}
+			want, ok := guarded(m * n * lanes)
+			got, ok2 := guarded(m * n * lanes)
+			rows, cols := table(r, m, n*lanes), table(r, n, lanes)
+			NewLanes(For(Generic), a, b, lanes, rows, cols).Run(p, av, bv, want)
+			NewLanes(s, a, b, lanes, rows, cols).Run(p, av, bv, got)
+			for i := range got {
+				if math.Abs(float64(got[i]-want[i])) > 1e-5*math.Sqrt(float64(k)) {
+					t.Fatalf("%s lanes=%d %dx%dx%d: element %d is %g, want %g", s.Level, lanes, m, n, k, i, got[i], want[i])
+				}
+			}
+			if !ok() || !ok2() {
+				t.Fatalf("%s lanes=%d writes outside C", s.Level, lanes)
 			}
 		}
 	}
@@ -395,7 +448,7 @@ func BenchmarkGemm(b *testing.B) {
 					}
 					return Operand{table(nil, q.batches, rows*q.k), table(nil, rows, q.k), table(nil, q.k, 1)}
 				}
-				g := NewGemm(s, q.m, q.n, q.k, op(q.m, q.at), op(q.n, 1-q.bt), table(nil, q.batches, q.m*q.n), q.n)
+				g := NewGemm(s, op(q.m, q.at), op(q.n, 1-q.bt), table(nil, q.batches, q.m*q.n), table(nil, q.m, q.n))
 				ws := NewWorkspace(1)
 				ws.Grow(g)
 				av, bv, cv := make([]float32, q.batches*q.m*q.k), make([]float32, q.batches*q.n*q.k), make([]float32, q.batches*q.m*q.n)

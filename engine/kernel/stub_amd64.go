@@ -5,40 +5,76 @@
 package kernel
 
 //go:noescape
-func tile1x8AVX2(args *tileArgs)
+func tilePacked1x8AVX2(args *tileArgs)
 
 //go:noescape
-func tile2x8AVX2(args *tileArgs)
+func tilePacked2x8AVX2(args *tileArgs)
 
 //go:noescape
-func tile3x8AVX2(args *tileArgs)
+func tilePacked3x8AVX2(args *tileArgs)
 
 //go:noescape
-func tile4x8AVX2(args *tileArgs)
+func tilePacked4x8AVX2(args *tileArgs)
 
 //go:noescape
-func tile5x8AVX2(args *tileArgs)
+func tilePacked5x8AVX2(args *tileArgs)
 
 //go:noescape
-func tile6x8AVX2(args *tileArgs)
+func tilePacked6x8AVX2(args *tileArgs)
 
 //go:noescape
-func tile1x16AVX2(args *tileArgs)
+func tilePacked1x16AVX2(args *tileArgs)
 
 //go:noescape
-func tile2x16AVX2(args *tileArgs)
+func tilePacked2x16AVX2(args *tileArgs)
 
 //go:noescape
-func tile3x16AVX2(args *tileArgs)
+func tilePacked3x16AVX2(args *tileArgs)
 
 //go:noescape
-func tile4x16AVX2(args *tileArgs)
+func tilePacked4x16AVX2(args *tileArgs)
 
 //go:noescape
-func tile5x16AVX2(args *tileArgs)
+func tilePacked5x16AVX2(args *tileArgs)
 
 //go:noescape
-func tile6x16AVX2(args *tileArgs)
+func tilePacked6x16AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable1x8AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable2x8AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable3x8AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable4x8AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable5x8AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable6x8AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable1x16AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable2x16AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable3x16AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable4x16AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable5x16AVX2(args *tileArgs)
+
+//go:noescape
+func tileTable6x16AVX2(args *tileArgs)
 
 //go:noescape
 func negAVX2(dst []float32, x []float32)
@@ -143,52 +179,106 @@ func maxRowsAVX2(dst []float32, x []float32, cols int)
 func fillRowsAVX2(x []float32, v []float32, cols int)
 
 //go:noescape
-func tile1x16AVX512(args *tileArgs)
+func sumColsAVX2(dst []float32, x []float32)
 
 //go:noescape
-func tile2x16AVX512(args *tileArgs)
+func dotLanesAVX2(dst []float32, a []float32, b []float32, aK []int32, bK []int32, add int)
 
 //go:noescape
-func tile3x16AVX512(args *tileArgs)
+func tilePacked1x16AVX512(args *tileArgs)
 
 //go:noescape
-func tile4x16AVX512(args *tileArgs)
+func tilePacked2x16AVX512(args *tileArgs)
 
 //go:noescape
-func tile5x16AVX512(args *tileArgs)
+func tilePacked3x16AVX512(args *tileArgs)
 
 //go:noescape
-func tile6x16AVX512(args *tileArgs)
+func tilePacked4x16AVX512(args *tileArgs)
 
 //go:noescape
-func tile7x16AVX512(args *tileArgs)
+func tilePacked5x16AVX512(args *tileArgs)
 
 //go:noescape
-func tile8x16AVX512(args *tileArgs)
+func tilePacked6x16AVX512(args *tileArgs)
 
 //go:noescape
-func tile1x32AVX512(args *tileArgs)
+func tilePacked7x16AVX512(args *tileArgs)
 
 //go:noescape
-func tile2x32AVX512(args *tileArgs)
+func tilePacked8x16AVX512(args *tileArgs)
 
 //go:noescape
-func tile3x32AVX512(args *tileArgs)
+func tilePacked1x32AVX512(args *tileArgs)
 
 //go:noescape
-func tile4x32AVX512(args *tileArgs)
+func tilePacked2x32AVX512(args *tileArgs)
 
 //go:noescape
-func tile5x32AVX512(args *tileArgs)
+func tilePacked3x32AVX512(args *tileArgs)
 
 //go:noescape
-func tile6x32AVX512(args *tileArgs)
+func tilePacked4x32AVX512(args *tileArgs)
 
 //go:noescape
-func tile7x32AVX512(args *tileArgs)
+func tilePacked5x32AVX512(args *tileArgs)
 
 //go:noescape
-func tile8x32AVX512(args *tileArgs)
+func tilePacked6x32AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked7x32AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked8x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable1x16AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable2x16AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable3x16AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable4x16AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable5x16AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable6x16AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable7x16AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable8x16AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable1x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable2x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable3x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable4x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable5x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable6x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable7x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable8x32AVX512(args *tileArgs)
 
 //go:noescape
 func negAVX512(dst []float32, x []float32)
@@ -291,3 +381,9 @@ func maxRowsAVX512(dst []float32, x []float32, cols int)
 
 //go:noescape
 func fillRowsAVX512(x []float32, v []float32, cols int)
+
+//go:noescape
+func sumColsAVX512(dst []float32, x []float32)
+
+//go:noescape
+func dotLanesAVX512(dst []float32, a []float32, b []float32, aK []int32, bK []int32, add int)

@@ -5,13 +5,17 @@ import "unsafe"
 // maxTileRows is the largest number of rows of C that a tile kernel computes at once.
 const maxTileRows = 8
 
-// tiles are the micro-kernels of one level: f[h][r] computes r rows (1 to mr) of nr/2 (h = 0) or nr (h = 1) columns.
+// tiles are the micro-kernels of one level.
 type tiles struct {
 	mr, nr int
-	// masked kernels read B only where there are columns, so B need not be packed to be padded.
+	// masked kernels read B only where there are columns, so a table may name columns that are not all there.
 	masked bool
-	f      [2][maxTileRows + 1]func(*tileArgs)
+	packed tileTable
+	table  tileTable
 }
+
+// tileTable has in [h][r] the kernel of r rows (1 to mr) and nr/2 (h = 0) or nr (h = 1) columns.
+type tileTable [2][maxTileRows + 1]func(*tileArgs)
 
 // run is a stretch of the contraction along which A's elements lie at a constant stride.
 type run struct{ off, n int }
@@ -20,49 +24,64 @@ type run struct{ off, n int }
 //
 //	C[r][j] (+)= sum over runs and over i < run.n of rows[r][run.off + i*aks] * B[k][j]
 //
-// where k counts on through all runs and B[k] lies k*bks bytes after b. The assembly knows the offsets of the fields.
+// where k counts on through all runs. With packed B, B[k] lies k*bks bytes after b. With a table, the first half of the
+// columns of B[k] lies table[k] elements after b, the other half next elements later. The assembly knows the offsets of
+// the fields.
 type tileArgs struct {
-	rows [maxTileRows]*float32
-	runs *run
-	n    int // runs; destroyed
-	aks  int // elements
-	b    *float32
-	bks  int // bytes
-	c    *float32
-	ldc  int // bytes
-	acc  int // 1 adds to C, 0 replaces it
-	cols int
+	rows  [maxTileRows]*float32
+	c     [maxTileRows]*float32
+	runs  *run
+	n     int // runs; counted down
+	aks   int // elements
+	b     *float32
+	bks   int // bytes
+	table *int32
+	next  int // elements
+	acc   int // 1 adds to C, 0 replaces it
+	cols  int
+	done  int // 0; the kernel's progress through runs, in bytes
 }
 
 func twinTiles() tiles {
 	t := tiles{mr: 4, nr: 8, masked: true}
-	for r := 1; r <= t.mr; r++ {
-		t.f[0][r] = func(a *tileArgs) { tileTwin(a, r) }
-		t.f[1][r] = t.f[0][r]
+	for h := range 2 {
+		for r := 1; r <= t.mr; r++ {
+			t.packed[h][r] = func(a *tileArgs) { tileTwin(a, r, false) }
+			t.table[h][r] = func(a *tileArgs) { tileTwin(a, r, true) }
+		}
 	}
 	return t
 }
 
 // tileTwin defines the tile kernels.
-func tileTwin(a *tileArgs, rows int) {
-	var sum [4][8]float32
-	b := unsafe.Pointer(a.b)
+func tileTwin(a *tileArgs, rows int, table bool) {
+	const half = 4
+	var sum [4][2 * half]float32
+	k := 0
 	for _, q := range unsafe.Slice(a.runs, a.n) {
 		at := q.off
 		for range q.n {
-			bk := unsafe.Slice((*float32)(b), a.cols)
+			var b [2]unsafe.Pointer // the halves of B's row
+			if table {
+				t := *(*int32)(unsafe.Add(unsafe.Pointer(a.table), k*4))
+				b[0] = unsafe.Add(unsafe.Pointer(a.b), int(t)*4)
+				b[1] = unsafe.Add(b[0], a.next*4)
+			} else {
+				b[0] = unsafe.Add(unsafe.Pointer(a.b), k*a.bks)
+				b[1] = unsafe.Add(b[0], half*4)
+			}
 			for r := range rows {
 				x := *(*float32)(unsafe.Add(unsafe.Pointer(a.rows[r]), at*4))
-				for j, y := range bk {
-					sum[r][j] += x * y
+				for j := range a.cols {
+					sum[r][j] += x * *(*float32)(unsafe.Add(b[j/half], j%half*4))
 				}
 			}
 			at += a.aks
-			b = unsafe.Add(b, a.bks)
+			k++
 		}
 	}
 	for r := range rows {
-		c := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(a.c), r*a.ldc)), a.cols)
+		c := unsafe.Slice(a.c[r], a.cols)
 		for j := range c {
 			if a.acc != 0 {
 				c[j] += sum[r][j]

@@ -4,7 +4,7 @@ import "math"
 
 // twins returns the plain Go kernels, which define all others.
 func twins() *Set {
-	s := &Set{Select: selectTwin, MulAdd: mulAddTwin, SumRows: rows(sumTwin), MaxRows: rows(maxTwin), FillRows: fillRowsTwin, tile: twinTiles()}
+	s := &Set{Select: selectTwin, MulAdd: mulAddTwin, SumRows: rows(sumTwin), MaxRows: rows(maxTwin), FillRows: fillRowsTwin, SumCols: sumColsTwin, tile: twinTiles(), dotLanes: dotLanesTwin}
 	s.Unary = [numUnary]func(dst, x []float32){
 		Copy:     func(dst, x []float32) { copy(dst, x) },
 		Neg:      unary(func(x float32) float32 { return -x }),
@@ -96,6 +96,14 @@ func rows(f func(x []float32) float32) func(dst, x []float32, cols int) {
 	return func(dst, x []float32, cols int) {
 		for r := range dst {
 			dst[r] = f(x[r*cols : r*cols+cols])
+		}
+	}
+}
+
+func sumColsTwin(dst, x []float32) {
+	for n := len(dst); len(x) >= n && n > 0; x = x[n:] {
+		for i, v := range x[:n] {
+			dst[i] += v
 		}
 	}
 }

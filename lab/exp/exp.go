@@ -7,6 +7,7 @@ import (
 	"github.com/lathe-ml/lathe/internal/nearest"
 	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/exp/curate"
+	"github.com/lathe-ml/lathe/lab/exp/detect"
 	"github.com/lathe-ml/lathe/lab/exp/norm"
 	"github.com/lathe-ml/lathe/lab/exp/quant"
 	"github.com/lathe-ml/lathe/lab/exp/restore"
@@ -16,6 +17,7 @@ import (
 func All() []lab.Experiment {
 	return slices.Concat(
 		curate.Experiments(),
+		detect.Experiments,
 		norm.Experiments(),
 		quant.Experiments,
 		restore.Experiments,

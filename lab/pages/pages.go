@@ -32,7 +32,7 @@ func Page(c catalog.Card, r *lab.Result) []byte {
 	if c.URL() != "" {
 		paper += fmt.Sprintf(" ([arXiv:%s](%s))", c.ArXiv, c.URL())
 	}
-	fmt.Fprintf(&b, "%s\n\nMethod %02d, `%s`; family %s; Go: `%s`\n\n**%s**\n\n%s\n\n## What was measured\n\n", paper, c.Number, c.ID, c.Family, c.Go, c.Use, c.Body)
+	fmt.Fprintf(&b, "%s\n\nMethod %s, `%s`; family %s; Go: `%s`\n\n**%s**\n\n%s\n\n## What was measured\n\n", paper, ordinal(c.Number), c.ID, c.Family, c.Go, c.Use, c.Body)
 	if r == nil {
 		fmt.Fprintf(&b, "Nothing yet. `lathe try %s` measures it.\n", c.ID)
 		return b.Bytes()
@@ -98,7 +98,7 @@ func Index(cards []catalog.Card, results map[string]*lab.Result) []byte {
 		if r := results[c.ID]; r != nil {
 			claims = r.Summary()
 		}
-		fmt.Fprintf(&b, "| %02d | [%s](%s.md) | %s | %s (%s) | %s |\n", c.Number, cell(c.Name), c.ID, cell(c.Family), cell(c.Paper), cell(c.Venue), claims)
+		fmt.Fprintf(&b, "| %s | [%s](%s.md) | %s | %s (%s) | %s |\n", ordinal(c.Number), cell(c.Name), c.ID, cell(c.Family), cell(c.Paper), cell(c.Venue), claims)
 	}
 	return b.Bytes()
 }
@@ -123,6 +123,14 @@ func Table(cards []catalog.Card, results map[string]*lab.Result) []byte {
 		}
 	}
 	return b.Bytes()
+}
+
+// ordinal prints the number of a method; plain baselines have none.
+func ordinal(n int) string {
+	if n == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%02d", n)
 }
 
 func verdict(o lab.Outcome) string {

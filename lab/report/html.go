@@ -189,7 +189,7 @@ func (s Bars) html(h *htmlWriter) {
 		if hasInterval(b.Low, b.High) {
 			l, r := s.fraction(b.Low, lo, hi), s.fraction(b.High, lo, hi)
 			h.printf("<span class=\"err\" style=\"left:%.2f%%;width:%.2f%%\"></span>", 100*l, 100*(r-l))
-			value = fmt.Sprintf("%s <small>%s … %s</small>", esc(value), esc(Number(b.Low)), esc(Number(b.High)))
+			value = fmt.Sprintf("%s <small>%s … %s</small>", esc(value), esc(brief(b.Low)), esc(brief(b.High)))
 		} else {
 			value = esc(value)
 		}
@@ -243,6 +243,7 @@ func (s Claims) html(h *htmlWriter) {
 	}
 	h.printf("<section>\n")
 	h.title(title)
+	h.printf("<div class=\"claims\">\n")
 	for _, c := range s.Items {
 		unit := ""
 		if c.Unit != "" {
@@ -254,7 +255,7 @@ func (s Claims) html(h *htmlWriter) {
 		if !math.IsNaN(c.Measured) {
 			measured = Number(c.Measured) + unit
 			if hasInterval(c.Low, c.High) {
-				measured += fmt.Sprintf(" (95 %%: %s … %s)", Number(c.Low), Number(c.High))
+				measured += fmt.Sprintf(" (95 %%: %s … %s)", brief(c.Low), brief(c.High))
 			}
 		}
 		h.printf("<dl>\n<div><dt>Measured</dt><dd>%s</dd></div>\n<div><dt>Bound</dt><dd>%s</dd></div>\n", esc(measured), esc(c.Bound+unit))
@@ -275,6 +276,7 @@ func (s Claims) html(h *htmlWriter) {
 		h.note(c.Reason)
 		h.printf("</article>\n")
 	}
+	h.printf("</div>\n")
 	h.note(s.Note)
 	h.printf("</section>\n")
 }

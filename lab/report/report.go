@@ -199,6 +199,15 @@ func Number(v float64) string {
 	return minus(fmt.Sprintf("%.4g", v))
 }
 
+// brief prints an edge of an interval with three significant digits.
+func brief(v float64) string {
+	if v == 0 || math.IsNaN(v) || math.IsInf(v, 0) || math.Abs(v) >= 1000 {
+		return Number(v)
+	}
+	scale := math.Pow(10, 2-math.Floor(math.Log10(math.Abs(v))))
+	return Number(math.Round(v*scale) / scale)
+}
+
 // Bytes prints a size: "17.3 kB", "1.2 MB" (decimal).
 func Bytes(n int64) string {
 	switch {

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/charmbracelet/lipgloss"
-	"github.com/charmbracelet/lipgloss/table"
 )
 
 // textWriter prints sections for a terminal. Colours appear when the writer is a terminal that has them.
@@ -142,36 +141,47 @@ func (t *textWriter) table(columns []string, rows [][]string, style func(row, co
 		width[widest]--
 		total--
 	}
-	names := slices.Clone(columns)
-	for c := range columns {
-		names[c] = t.wrapTo(columns[c], width[c])
-		for _, r := range rows {
-			r[c] = t.wrapTo(r[c], width[c])
+	line := func(cells []string, style func(c int) lipgloss.Style) {
+		parts := make([][]string, len(cells))
+		height := 1
+		for c, cell := range cells {
+			parts[c] = strings.Split(t.wrapTo(cell, width[c]), "\n")
+			height = max(height, len(parts[c]))
+		}
+		for i := range height {
+			var b strings.Builder
+			for c := range cells {
+				text := ""
+				if i < len(parts[c]) {
+					text = parts[c][i]
+				}
+				space := strings.Repeat(" ", max(0, width[c]-lipgloss.Width(text)))
+				if text != "" {
+					text = style(c).Render(text)
+				}
+				if c > 0 {
+					b.WriteString(strings.Repeat(" ", gap))
+				}
+				if right[c] {
+					b.WriteString(space + text)
+				} else {
+					b.WriteString(text + space)
+				}
+			}
+			t.println(b.String())
 		}
 	}
-	named := strings.Join(columns, "") != ""
-	tb := table.New().Border(lipgloss.NormalBorder()).BorderTop(false).BorderBottom(false).BorderLeft(false).BorderRight(false).
-		BorderColumn(false).BorderHeader(named).BorderStyle(t.r.NewStyle().Faint(true)).Rows(rows...).
-		StyleFunc(func(row, col int) lipgloss.Style {
-			s := t.r.NewStyle()
-			if row == table.HeaderRow {
-				s = s.Bold(true)
-			} else if style != nil {
-				s = style(row, col)
-			}
-			if col < len(columns)-1 {
-				s = s.PaddingRight(gap)
-			}
-			if right[col] {
-				s = s.Align(lipgloss.Right)
-			}
-			return s
-		})
-	if named {
-		tb = tb.Headers(names...)
+	if strings.Join(columns, "") != "" {
+		line(columns, func(int) lipgloss.Style { return t.r.NewStyle().Bold(true) })
+		t.println(t.faint(strings.Repeat("─", min(total, t.width))))
 	}
-	for _, line := range strings.Split(tb.String(), "\n") {
-		t.println(line)
+	for i, r := range rows {
+		line(r, func(c int) lipgloss.Style {
+			if style == nil {
+				return t.r.NewStyle()
+			}
+			return style(i, c)
+		})
 	}
 }
 
@@ -293,6 +303,11 @@ func sparkline(y []float64, width int) string {
 }
 
 func (s Scatter) text(t *textWriter) {
+	if len(s.Points) > 12 { // a list of many points says less than the picture, and tables name them
+		t.println()
+		t.println(t.faint(fmt.Sprintf("%s: %d points, in the HTML report", s.Title, len(s.Points))))
+		return
+	}
 	t.title(s.Title)
 	var rows [][]string
 	for _, p := range s.Points {
@@ -307,7 +322,7 @@ func withInterval(v, low, high float64) string {
 	if !hasInterval(low, high) {
 		return Number(v)
 	}
-	return fmt.Sprintf("%s (%s … %s)", Number(v), Number(low), Number(high))
+	return fmt.Sprintf("%s (%s … %s)", Number(v), brief(low), brief(high))
 }
 
 func hasInterval(low, high float64) bool {
@@ -351,7 +366,7 @@ func (s Claims) text(t *textWriter) {
 	for _, c := range s.Items {
 		measured := Number(c.Measured)
 		if hasInterval(c.Low, c.High) {
-			measured = fmt.Sprintf("%s (%s … %s)", measured, Number(c.Low), Number(c.High))
+			measured = fmt.Sprintf("%s (%s … %s)", measured, brief(c.Low), brief(c.High))
 		}
 		bound := c.Bound
 		if c.Unit != "" {

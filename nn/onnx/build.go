@@ -918,6 +918,9 @@ func buildPRelu(r *builder, n *node) error {
 	}
 	rank := r.rank(x)
 	shape := r.shape(x)
+	if rank == 0 || len(c.dims) > rank {
+		return fmt.Errorf("a slope of shape %v does not fit %s", c.dims, shapeString(shape))
+	}
 	// One slope per channel of the channels-last form, or one for all.
 	at := -1
 	for i, d := range c.dims {

@@ -234,6 +234,9 @@ func buildBatchNorm(r *builder, n *node) error {
 	if n.int("training_mode", 0) != 0 {
 		return errors.New("training mode is not supported; export the model for inference")
 	}
+	if r.rank(n.in[0]) < 2 {
+		return fmt.Errorf("input %s has no channels", shapeString(r.shape(n.in[0])))
+	}
 	l := channelsLast(r.rank(n.in[0]))
 	x := r.in(n.in[0], l)
 	size := r.shape(n.in[0])[1]
@@ -326,11 +329,10 @@ func (r *builder) layerNorm(n *node, p *fusedNorm, rms bool) error {
 }
 
 func buildInstanceNorm(r *builder, n *node) error {
-	c := r.shape(n.in[0])[1]
-	if !c.static() {
-		return errors.New("the number of channels is open")
+	if r.rank(n.in[0]) < 2 || !r.shape(n.in[0])[1].static() {
+		return fmt.Errorf("input %s has no fixed number of channels", shapeString(r.shape(n.in[0])))
 	}
-	return r.groupNorm(n, c.c)
+	return r.groupNorm(n, r.shape(n.in[0])[1].c)
 }
 
 func buildGroupNorm(r *builder, n *node) error {
@@ -341,6 +343,9 @@ func buildGroupNorm(r *builder, n *node) error {
 }
 
 func (r *builder) groupNorm(n *node, groups int) error {
+	if r.rank(n.in[0]) < 3 {
+		return fmt.Errorf("input %s has no spatial axes", shapeString(r.shape(n.in[0])))
+	}
 	l := channelsLast(r.rank(n.in[0]))
 	x := r.in(n.in[0], l)
 	c := r.shape(n.in[0])[1]

@@ -12,7 +12,8 @@ import (
 
 func TestPerfectDetectionsScoreOne(t *testing.T) {
 	gt := []GroundTruth{
-		{ID: 1, Image: 0, Class: 0, Box: Rect{0, 0, 10, 10}}, {ID: 2, Image: 0, Class: 0, Box: Rect{3, 3, 10, 10}},
+		{ID: 1, Image: 0, Class: 0, Box: Rect{0, 0, 10, 10}},
+		{ID: 2, Image: 0, Class: 0, Box: Rect{3, 3, 10, 10}},
 		{ID: 3, Image: 1, Class: 1, Box: Rect{5, 5, 200, 200}},
 	}
 	var dt []Detection

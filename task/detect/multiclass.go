@@ -193,13 +193,10 @@ func multiClass[T Float](boxes, scores *tensors.Tensor, batch, n, classes int, p
 	if err != nil {
 		return nil, fmt.Errorf("detect: scores: %w", err)
 	}
-	for i, v := range b {
-		if i%4 == 3 {
-			if err := checkCorners(i/4, [4]T(b[i-3:i+1])); err != nil {
-				return nil, err
-			}
+	for i := range len(b) / 4 {
+		if err := checkCorners(i, [4]T(b[4*i:4*i+4])); err != nil {
+			return nil, err
 		}
-		_ = v
 	}
 	var dets []Detection
 	for i, v := range s {

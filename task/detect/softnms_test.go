@@ -455,8 +455,11 @@ func TestPooledDetectionsAreOrderedAndCut(t *testing.T) {
 	r := Rect{0, 0, 10, 10}
 	far := Rect{50, 50, 10, 10}
 	dets := []Detection{
-		{Image: 9, Class: 2, Box: r, Score: 0.5}, {Image: 9, Class: 1, Box: r, Score: 0.5}, {Image: 4, Class: 1, Box: r, Score: 0.9},
-		{Image: 9, Class: 1, Box: far, Score: 0.5}, {Image: 9, Class: 1, Box: far, Score: 0.04},
+		{Image: 9, Class: 2, Box: r, Score: 0.5},
+		{Image: 9, Class: 1, Box: r, Score: 0.5},
+		{Image: 4, Class: 1, Box: r, Score: 0.9},
+		{Image: 9, Class: 1, Box: far, Score: 0.5},
+		{Image: 9, Class: 1, Box: far, Score: 0.04},
 	}
 	got, err := Suppress(dets, SoftNMSConfig{TopK: 2})
 	if err != nil {

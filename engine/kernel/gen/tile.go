@@ -10,51 +10,59 @@ import (
 
 // Offsets of the fields of tileArgs.
 const (
-	argRows = 0
-	argRuns = 64
-	argN    = 72
-	argAKS  = 80
-	argB    = 88
-	argBKS  = 96
-	argC    = 104
-	argLDC  = 112
-	argAcc  = 120
-	argCols = 128
+	argRows  = 0
+	argC     = 64
+	argRuns  = 128
+	argN     = 136
+	argAKS   = 144
+	argB     = 152
+	argBKS   = 160
+	argTable = 168
+	argNext  = 176
+	argAcc   = 184
+	argCols  = 192
+	argDone  = 200
 )
 
 // rowRegs hold the rows of A. R14 and R15 are free in ABI0 code that is not linked dynamically.
 var rowRegs = []reg.Register{reg.RAX, reg.RBX, reg.RCX, reg.RDX, reg.RSI, reg.RDI, reg.R8, reg.R9}
 
-// tiles writes the micro-kernels of one level: all heights, half and full width.
+// tiles writes the micro-kernels of one level: all heights, half and full width, packed B and B through a table.
 func tiles(w width) {
 	mr := 8
 	if w.lanes == 8 {
 		mr = 6
 	}
-	for v := 1; v <= 2; v++ {
-		for r := 1; r <= mr; r++ {
-			tile(w, r, v)
+	for _, table := range []bool{false, true} {
+		for v := 1; v <= 2; v++ {
+			for r := 1; r <= mr; r++ {
+				tile(w, r, v, table)
+			}
 		}
 	}
 }
 
 // tile writes the kernel of rows x v vectors. See tileTwin in package kernel for what it computes.
-func tile(w width, rows, v int) {
-	TEXT(fmt.Sprintf("tile%dx%d%s", rows, v*w.lanes, w.suffix), NOSPLIT, "func(args *int)")
+func tile(w width, rows, v int, table bool) {
+	kind := "Packed"
+	if table {
+		kind = "Table"
+	}
+	TEXT(fmt.Sprintf("tile%s%dx%d%s", kind, rows, v*w.lanes, w.suffix), NOSPLIT, "func(args *int)")
 	Pragma("noescape")
 	var (
-		args     = reg.R14
-		runs     = reg.R15
-		b        = reg.R10
-		at       = reg.R11
-		n        = reg.R12
-		aks      = reg.R13
-		acc      = func(r, i int) reg.VecPhysical { return w.reg(r*v + i) }
-		bv       = func(i int) reg.VecPhysical { return w.reg(rows*v + i) }
-		bcast    = func(r int) reg.VecPhysical { return w.reg(rows*v + v + r%2) }
-		field    = func(off int) Mem { return Mem{Base: args, Disp: off} }
-		half     = 4 * w.lanes
-		maskRegs = []reg.Register{reg.K1, reg.K2}
+		b     = reg.R10 // packed: the panel; table: the table
+		at    = reg.R11
+		n     = reg.R12
+		bk    = reg.R13 // table: the place of B's row
+		args  = reg.R14
+		base  = reg.R15 // table: the first column
+		acc   = func(r, i int) reg.VecPhysical { return w.reg(r*v + i) }
+		bv    = func(i int) reg.VecPhysical { return w.reg(rows*v + i) }
+		bcast = func(r int) reg.VecPhysical { return w.reg(rows*v + v + r%2) }
+		field = func(off int) Mem { return Mem{Base: args, Disp: off} }
+		half  = 4 * w.lanes
+		masks = []reg.Register{reg.K1, reg.K2}
 	)
 	Load(Param("args"), args)
 	if w.lanes == 16 { // one bit for each column
@@ -69,24 +77,38 @@ func tile(w width, rows, v int) {
 	for r := range rows {
 		MOVQ(field(argRows+8*r), rowRegs[r])
 	}
-	MOVQ(field(argRuns), runs)
-	MOVQ(field(argB), b)
-	MOVQ(field(argAKS), aks)
+	if table {
+		MOVQ(field(argTable), b)
+		MOVQ(field(argB), base)
+	} else {
+		MOVQ(field(argB), b)
+	}
 	for r := range rows {
 		for i := range v {
 			w.zero(acc(r, i))
 		}
 	}
 	Label("run")
-	MOVQ(Mem{Base: runs}, at)
-	MOVQ(Mem{Base: runs, Disp: 8}, n)
-	ADDQ(Imm(16), runs)
+	MOVQ(field(argRuns), n)
+	ADDQ(field(argDone), n)
+	ADDQ(Imm(16), field(argDone))
+	MOVQ(Mem{Base: n}, at)
+	MOVQ(Mem{Base: n, Disp: 8}, n)
 	Label("loop")
 	for i := range v {
+		m := Mem{Base: b, Disp: half * i}
+		if table {
+			if i == 0 {
+				MOVLQSX(Mem{Base: b}, bk)
+			} else {
+				ADDQ(field(argNext), bk)
+			}
+			m = Mem{Base: base, Index: bk, Scale: 4}
+		}
 		if w.lanes == 16 {
-			VMOVUPS_Z(Mem{Base: b, Disp: half * i}, maskRegs[i], bv(i))
+			VMOVUPS_Z(m, masks[i], bv(i))
 		} else {
-			VMOVUPS(Mem{Base: b, Disp: half * i}, bv(i))
+			VMOVUPS(m, bv(i))
 		}
 	}
 	for r := range rows {
@@ -95,16 +117,18 @@ func tile(w width, rows, v int) {
 			VFMADD231PS(bcast(r), bv(i), acc(r, i))
 		}
 	}
-	ADDQ(aks, at)
-	ADDQ(field(argBKS), b)
+	ADDQ(field(argAKS), at)
+	if table {
+		ADDQ(Imm(4), b)
+	} else {
+		ADDQ(field(argBKS), b)
+	}
 	DECQ(n)
 	JNZ(LabelRef("loop"))
 	DECQ(field(argN))
 	JNZ(LabelRef("run"))
 
-	c, ldc := reg.RAX, reg.RBX
-	MOVQ(field(argC), c)
-	MOVQ(field(argLDC), ldc)
+	c := reg.RAX
 	if w.lanes == 8 { // masks of the columns take the place of B
 		MOVQ(field(argCols), reg.RCX)
 		LEAQ(laneMask(), reg.RDX)
@@ -123,24 +147,21 @@ func tile(w width, rows, v int) {
 	}
 	store := func(add bool) {
 		for r := range rows {
+			MOVQ(field(argC+8*r), c)
 			for i := range v {
 				m, a := Mem{Base: c, Disp: half * i}, acc(r, i)
-				switch {
-				case w.lanes == 16:
+				if w.lanes == 16 {
 					if add {
-						VADDPS_Z(m, a, maskRegs[i], a)
+						VADDPS_Z(m, a, masks[i], a)
 					}
-					VMOVUPS(a, maskRegs[i], m)
-				default:
-					if add {
-						VMASKMOVPS(m, bv(i), bcast(0))
-						VADDPS(bcast(0), a, a)
-					}
-					VMASKMOVPS(a, bv(i), m)
+					VMOVUPS(a, masks[i], m)
+					continue
 				}
-			}
-			if r < rows-1 {
-				ADDQ(ldc, c)
+				if add {
+					VMASKMOVPS(m, bv(i), bcast(0))
+					VADDPS(bcast(0), a, a)
+				}
+				VMASKMOVPS(a, bv(i), m)
 			}
 		}
 		VZEROUPPER()

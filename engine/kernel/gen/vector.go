@@ -73,6 +73,8 @@ func vectors(w width) {
 		VMOVAPS(w.choose(w.cmp(unord, acc, acc), acc, m), acc)
 	})
 	fillRows(w)
+	sumCols(w)
+	dotLanes(w)
 }
 
 func (w width) zeros() vec { d := w.new(); w.zero(d); return d }
@@ -369,6 +371,150 @@ func fillRows(w width) {
 	ADDQ(U32(4), v)
 	DECQ(r)
 	JNE(LabelRef("row"))
+	Label("done")
+	VZEROUPPER()
+	RET()
+}
+
+// sumCols adds all rows of x, of len(dst) elements each, to dst.
+func sumCols(w width) {
+	TEXT("sumCols"+w.suffix, NOSPLIT, "func(dst, x []float32)")
+	Pragma("noescape")
+	dst, cols := Load(Param("dst").Base(), GP64()), Load(Param("dst").Len(), GP64())
+	x, count := Load(Param("x").Base(), GP64()), Load(Param("x").Len(), GP64())
+	stride, p, n, end := GP64(), GP64(), GP64(), GP64()
+	LEAQ(Mem{Base: x, Index: count, Scale: 4}, end)
+	MOVQ(cols, stride)
+	SHLQ(U8(2), stride)
+	// column goes down one vector of columns
+	column := func(name string, load func() vec, next func(p reg.Register) vec, store func(v vec)) {
+		MOVQ(x, p)
+		a := load()
+		b, c, d := w.zeros(), w.zeros(), w.zeros()
+		two, three := GP64(), GP64()
+		LEAQ(Mem{Base: stride, Index: stride, Scale: 1}, two)
+		LEAQ(Mem{Base: stride, Index: two, Scale: 1}, three)
+		MOVQ(end, n)
+		SUBQ(three, n) // four rows lie before it
+		Label(name + "Four")
+		CMPQ(p, n)
+		JGE(LabelRef(name + "One"))
+		for i, v := range []vec{a, b, c, d} {
+			q := GP64()
+			switch i {
+			case 0:
+				MOVQ(p, q)
+			case 1:
+				LEAQ(Mem{Base: p, Index: stride, Scale: 1}, q)
+			case 2:
+				LEAQ(Mem{Base: p, Index: two, Scale: 1}, q)
+			case 3:
+				LEAQ(Mem{Base: p, Index: three, Scale: 1}, q)
+			}
+			VADDPS(next(q), v, v)
+		}
+		LEAQ(Mem{Base: p, Index: stride, Scale: 4}, p)
+		JMP(LabelRef(name + "Four"))
+		Label(name + "One")
+		CMPQ(p, end)
+		JGE(LabelRef(name + "Sum"))
+		VADDPS(next(p), a, a)
+		ADDQ(stride, p)
+		JMP(LabelRef(name + "One"))
+		Label(name + "Sum")
+		VADDPS(b, a, a)
+		VADDPS(d, c, c)
+		VADDPS(c, a, a)
+		store(a)
+	}
+	Label("vector")
+	SUBQ(U32(uint32(w.lanes)), cols)
+	JLT(LabelRef("rest"))
+	column("whole", func() vec { return w.load(Mem{Base: dst}) }, func(p reg.Register) vec { return w.load(Mem{Base: p}) },
+		func(v vec) { VMOVUPS(v, Mem{Base: dst}) })
+	ADDQ(U32(uint32(4*w.lanes)), dst)
+	ADDQ(U32(uint32(4*w.lanes)), x)
+	JMP(LabelRef("vector"))
+	Label("rest")
+	ADDQ(U32(uint32(w.lanes)), cols)
+	JEQ(LabelRef("done"))
+	t := w.tail(cols)
+	column("part", func() vec { return t.load(Mem{Base: dst}) }, func(p reg.Register) vec { return t.load(Mem{Base: p}) },
+		func(v vec) { t.store(v, Mem{Base: dst}) })
+	Label("done")
+	VZEROUPPER()
+	RET()
+}
+
+// dotLanes computes dst[l] (+)= sum over k of a[aK[k]+l] * b[bK[k]+l].
+func dotLanes(w width) {
+	TEXT("dotLanes"+w.suffix, NOSPLIT, "func(dst, a, b []float32, aK, bK []int32, add int)")
+	Pragma("noescape")
+	dst, n := Load(Param("dst").Base(), GP64()), Load(Param("dst").Len(), GP64())
+	a, b := Load(Param("a").Base(), GP64()), Load(Param("b").Base(), GP64())
+	aK, bK := Load(Param("aK").Base(), GP64()), Load(Param("bK").Base(), GP64())
+	count := Load(Param("aK").Len(), GP64())
+	at, i, j := GP64(), GP64(), GP64()
+	chunk := func(name string, vectors int, t *tail) {
+		var acc []vec
+		for range vectors {
+			acc = append(acc, w.zeros())
+		}
+		XORQ(at, at)
+		Label(name + "K")
+		MOVLQSX(Mem{Base: aK, Index: at, Scale: 4}, i)
+		MOVLQSX(Mem{Base: bK, Index: at, Scale: 4}, j)
+		for v := range vectors {
+			m, o := Mem{Base: a, Index: i, Scale: 4, Disp: 4 * w.lanes * v}, Mem{Base: b, Index: j, Scale: 4, Disp: 4 * w.lanes * v}
+			if t != nil {
+				VFMADD231PS(t.load(m), t.load(o), acc[v])
+			} else {
+				VFMADD231PS(o, w.load(m), acc[v])
+			}
+		}
+		INCQ(at)
+		CMPQ(at, count)
+		JLT(LabelRef(name + "K"))
+		add, err := Param("add").Resolve()
+		if err != nil {
+			panic(err)
+		}
+		CMPQ(add.Addr, Imm(0))
+		JE(LabelRef(name + "Store"))
+		for v := range vectors {
+			m := Mem{Base: dst, Disp: 4 * w.lanes * v}
+			if t != nil {
+				VADDPS(t.load(m), acc[v], acc[v])
+			} else {
+				VADDPS(m, acc[v], acc[v])
+			}
+		}
+		Label(name + "Store")
+		for v := range vectors {
+			m := Mem{Base: dst, Disp: 4 * w.lanes * v}
+			if t != nil {
+				t.store(acc[v], m)
+			} else {
+				VMOVUPS(acc[v], m)
+			}
+		}
+		for _, p := range []reg.Register{dst, a, b} {
+			ADDQ(U32(uint32(4*w.lanes*vectors)), p)
+		}
+	}
+	for _, vectors := range []int{4, 1} {
+		name := fmt.Sprint("chunk", vectors)
+		Label(name)
+		SUBQ(U32(uint32(w.lanes*vectors)), n)
+		JLT(LabelRef(name + "End"))
+		chunk(name, vectors, nil)
+		JMP(LabelRef(name))
+		Label(name + "End")
+		ADDQ(U32(uint32(w.lanes*vectors)), n)
+	}
+	JEQ(LabelRef("done"))
+	t := w.tail(n)
+	chunk("part", 1, &t)
 	Label("done")
 	VZEROUPPER()
 	RET()

@@ -270,7 +270,7 @@ func (b *bench) train(ctx context.Context, r run) error {
 		return err
 	}
 	o := learn.FitOptions{
-		Steps: r.steps, Checkpoint: r.checkpoint,
+		Steps: r.steps, Checkpoint: r.checkpoint, SaveSteps: 50,
 		Batch: func(step int) ([]*tensors.Tensor, error) {
 			idx := order.At(step)
 			x, err := r.images.Float32(idx)
@@ -372,7 +372,7 @@ const (
 func (b *bench) earlyProbs(ctx context.Context, images *data.Images, kind, models, stop int) ([][][]float64, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	rec := method.NewRecorder(images.N, 10)
+	rec := method.NewTrainRecorder(images.N, 10)
 	for k := range models {
 		if err := b.train(ctx, run{images: images, steps: b.Steps, stop: stop, seed: b.modelSeed(kind, k)}); err != nil {
 			return nil, err
@@ -392,7 +392,7 @@ func (b *bench) earlyProbs(ctx context.Context, images *data.Images, kind, model
 func (b *bench) forgetting(ctx context.Context) ([]float64, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	rec := method.NewRecorder(b.pool.N, 10)
+	rec := method.NewTrainRecorder(b.pool.N, 10)
 	all, labels := data.Range(b.pool.N), ints(b.pool.Labels)
 	err := b.train(ctx, run{
 		images: b.pool, steps: b.ForgetEpochs * (b.pool.N / b.Batch), seed: b.modelSeed(forgetful, 0),

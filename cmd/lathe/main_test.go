@@ -1,0 +1,274 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/lab/exp"
+)
+
+// lathe runs the command line in a store of its own and returns what it prints.
+func lathe(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(args, strings.NewReader(""), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func ownStore(t *testing.T) {
+	t.Helper()
+	t.Setenv("LATHE_HOME", t.TempDir())
+}
+
+func TestExitCodesAndSuggestions(t *testing.T) {
+	ownStore(t)
+	for _, c := range []struct {
+		args string
+		code int
+		want string // in stdout for code 0, in stderr otherwise
+	}{
+		{"", 0, "lathe [command]"},
+		{"--help", 0, "Exit codes: 0 done, 1 failed, 2 wrong use"},
+		{"try --help", 0, "lathe try repq-vit --scale smoke"},
+		{"version", 0, "lathe devel"},
+		{"methods", 0, "layernorm"},
+		{"methods --family norm", 0, "Layer Normalization"},
+		{"show layernorm", 0, "What was measured"},
+		{"show 42", 0, "1607.06450"},
+		{"doctor", 0, "Backends, best first"},
+		{"doctor --backend go", 0, "Chosen: go"},
+		{"runs", 0, "no runs in"},
+		{"runs check", 0, "is whole"},
+		{"data list", 0, "fashion-mnist"},
+		{"completion bash", 0, "__start_lathe"},
+		{"help try", 0, "Usage:"},
+
+		{"metods", 2, `did you mean "lathe methods"?`},
+		{"tyr layernorm", 2, `did you mean "lathe try"?`},
+		{"xyzzy", 2, `"lathe --help" lists`},
+		{"xyzzy --flag", 2, `no command "lathe xyzzy"`},
+		{"--jsn", 2, "did you mean --json?"},
+		{"try layernorm --scael smoke", 2, "did you mean --scale?"},
+		{"try layernrom", 2, `did you mean "layernorm"?`},
+		{"try layernorm sfot-nms --scale smoke", 2, `no method "sfot-nms"`},
+		{"try", 2, "needs at least one method"},
+		{"try layernorm --scale medium", 2, "accepted: smoke"},
+		{"try layernorm --seeds -1", 2, "--seeds -1"},
+		{"try layernorm --seeds x", 2, "invalid argument"},
+		{"try layernorm --fresh --reuse", 2, "exclude each other"},
+		{"try layernorm --scale smoke --results x", 2, "keeps only full runs"},
+		{"try layernorm --backend cuda", 1, `no backend "cuda"`},
+		{"show", 2, "needs a method"},
+		{"show a b", 2, "takes only a method"},
+		{"show layernrm", 2, `did you mean "layernorm"?`},
+		{"methods extra", 2, "takes no arguments"},
+		{"methods --family nrom", 2, `did you mean "norm"?`},
+		{"runs 99", 1, "there is no run 99"},
+		{"runs rmm", 2, `did you mean "lathe runs rm"?`},
+		{"runs rm", 2, "needs at least one run ID"},
+		{"runs rm x", 2, "no run ID"},
+		{"runs rm 99", 1, "there is no run 99"},
+		{"runs 1 2", 2, "one run at a time"},
+		{"runs --report x.html", 2, "needs the ID"},
+		{"data", 2, "list, fetch or check"},
+		{"data lst", 2, `did you mean "lathe data list"?`},
+		{"data fetch", 2, "needs names or --all"},
+		{"data fetch fashon-mnist", 2, `did you mean "fashion-mnist"?`},
+		{"data check nothing-like-it", 2, "there are"},
+		{"train", 2, `required flag(s) "output" not set`},
+		{"train -o x.txt", 2, "must end in .safetensors or .onnx"},
+		{"train -o x.onnx --arch vitt", 2, `did you mean "vit"?`},
+		{"train -o x.onnx --norm layr", 2, `did you mean "layer"?`},
+		{"train -o x.onnx --optimizer adam0", 2, "did you mean"},
+		{"train -o x.onnx --lr 0", 2, "--lr 0"},
+		{"train -o x.onnx --batch 0", 2, "--batch 0"},
+		{"train -o x.onnx --epochs nan", 2, "must be positive"},
+		{"train -o /no/such/folder/x.onnx", 1, "no folder"},
+		{"eval", 2, "needs a model"},
+		{"eval none.safetensors", 1, "no such file"},
+		{"eval model.bin", 2, "a network is read from"},
+		{"eval x.onnx --data fashon-mnist", 2, `did you mean "fashion-mnist"?`},
+	} {
+		code, out, errs := lathe(t, strings.Fields(c.args)...)
+		got := errs
+		if c.code == 0 {
+			got = out
+		}
+		if code != c.code || !strings.Contains(got, c.want) {
+			t.Errorf("lathe %s: exit code %d, want %d; printed\n%s%swant %q", c.args, code, c.code, out, errs, c.want)
+		}
+		if c.code != 0 && out != "" {
+			t.Errorf("lathe %s: an error left something on stdout: %s", c.args, out)
+		}
+	}
+}
+
+func TestJSONIsValid(t *testing.T) {
+	ownStore(t)
+	for args, code := range map[string]int{
+		"version": 0, "methods": 0, "show layernorm": 0, "doctor": 0, "runs": 0, "runs check": 0, "data list": 0, "data list digits": 0,
+		"metods": 2, "runs 99": 1, "try layernorm --scael x": 2, "show nothing": 2, "data check digts": 2,
+	} {
+		got, out, _ := lathe(t, append(strings.Fields(args), "--json")...)
+		if got != code {
+			t.Errorf("lathe %s --json: exit code %d, want %d", args, got, code)
+		}
+		d := json.NewDecoder(strings.NewReader(out))
+		var v any
+		if err := d.Decode(&v); err != nil {
+			t.Errorf("lathe %s --json: %v: %s", args, err, out)
+			continue
+		}
+		if d.More() {
+			t.Errorf("lathe %s --json: more than one value: %s", args, out)
+		}
+		if m, ok := v.(map[string]any); code != 0 && (!ok || m["error"] == "" || m["exit_code"] != float64(code)) {
+			t.Errorf("lathe %s --json: the error is not in %s", args, out)
+		}
+	}
+}
+
+func TestEveryVerbHasHelpWithAnExample(t *testing.T) {
+	root := newRootCommand(&app{})
+	root.InitDefaultCompletionCmd()
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Name() == "help" || c.Name() == "completion" {
+			return
+		}
+		if c.Short == "" || strings.HasSuffix(c.Short, ".") {
+			t.Errorf("%s: its short help is %q", c.CommandPath(), c.Short)
+		}
+		if c.Example == "" && c.Parent() != nil && c.Parent().Example == "" {
+			t.Errorf("%s: its help has no example", c.CommandPath())
+		}
+		if c.Runnable() && c.Args == nil && !strings.Contains(c.Use, "...") {
+			t.Errorf("%s: says nothing about its arguments", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(root)
+}
+
+func TestEveryExampleNamesFlagsThatExist(t *testing.T) {
+	root := newRootCommand(&app{})
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		for _, line := range strings.Split(c.Example, "\n") {
+			_, line, found := strings.Cut(line, "lathe ")
+			if !found {
+				continue
+			}
+			words := strings.Fields(line)
+			target, rest, err := root.Find(words)
+			if err != nil || target == root {
+				t.Errorf("%s: example %q names no command", c.CommandPath(), line)
+				continue
+			}
+			for _, w := range rest {
+				name, ok := strings.CutPrefix(w, "--")
+				name, _, _ = strings.Cut(name, "=")
+				if ok && target.Flags().Lookup(name) == nil && root.PersistentFlags().Lookup(name) == nil {
+					t.Errorf("%s: example %q has the flag --%s, which %s has not", c.CommandPath(), line, name, target.CommandPath())
+				}
+			}
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(root)
+}
+
+func TestEveryMethodHasAnExperimentAndTheOtherWayRound(t *testing.T) {
+	for _, e := range exp.All() {
+		if err := e.Validate(); err != nil {
+			t.Error(err)
+		}
+		c, err := findCard(e.Method)
+		if err != nil {
+			t.Errorf("experiment %s has no card: %v", e.Method, err)
+			continue
+		}
+		if got, err := findExperiment(c.Name); err != nil || got.Method != e.Method {
+			t.Errorf("%q finds the experiment %q: %v", c.Name, got.Method, err)
+		}
+	}
+}
+
+func TestTrainThenEval(t *testing.T) {
+	data.RequireTest(t, "digits")
+	ownStore(t)
+	dir := t.TempDir()
+	safetensors, onnx := filepath.Join(dir, "d.safetensors"), filepath.Join(dir, "d.onnx")
+	train := []string{"train", "--backend", "go", "--arch", "mlp", "--norm", "layer", "--data", "digits", "--steps", "40", "--batch", "32", "--json", "-o"}
+	var trained trainResult
+	code, out, errs := lathe(t, append(train, safetensors)...)
+	if err := json.Unmarshal([]byte(out), &trained); code != 0 || err != nil {
+		t.Fatalf("exit code %d, %v: %s%s", code, err, out, errs)
+	}
+	if trained.Accuracy < 0.8 || trained.Config.Steps != 40 || trained.Examples != 599 {
+		t.Errorf("trained %+v", trained)
+	}
+	if code, _, errs := lathe(t, append(train, onnx)...); code != 0 {
+		t.Fatal(errs)
+	}
+	for _, args := range [][]string{{safetensors}, {onnx, "--data", "digits"}} {
+		code, out, errs := lathe(t, append([]string{"eval", "--backend", "go", "--json"}, args...)...)
+		var q quality
+		if err := json.Unmarshal([]byte(out), &q); code != 0 || err != nil {
+			t.Fatalf("exit code %d, %v: %s%s", code, err, out, errs)
+		}
+		if q.Accuracy != trained.Accuracy {
+			t.Errorf("eval %v: accuracy %v, train printed %v", args, q.Accuracy, trained.Accuracy)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*.ckpt")); len(left) != 0 {
+		t.Errorf("checkpoints are left: %v", left)
+	}
+	if code, out, _ := lathe(t, "runs", "--json"); code != 0 || strings.Count(out, `"kind": "train"`) != 2 || strings.Count(out, `"status": "done"`) != 2 {
+		t.Errorf("the runs are not recorded: %s", out)
+	}
+	if code, _, errs := lathe(t, "eval", safetensors, "--data", "fashion-mnist"); data.Have("fashion-mnist") && (code != 1 || !strings.Contains(errs, "takes inputs of shape")) {
+		t.Errorf("eval on images of another size: exit code %d, %s", code, errs)
+	}
+	hostileModels(t, safetensors)
+}
+
+// hostileModels changes a good file in ways that must be refused.
+func hostileModels(t *testing.T, good string) {
+	t.Helper()
+	b, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	swap := func(old, new string) []byte { return bytes.Replace(b, []byte(old), []byte(new), 1) }
+	for name, content := range map[string][]byte{
+		"cut":             b[:len(b)/2],
+		"empty":           nil,
+		"no metadata":     swap("lathe.network", "other.network"),
+		"broken metadata": swap(`{\"arch\"`, `[\"arch\"`),
+		"another arch":    swap(`\"mlp\"`, `\"mlq\"`),
+		"another norm":    swap(`\"layer\"`, `\"batch\"`),
+		"huge images":     swap(`[8,8,1]`, `[999,8,1]`[:7]),
+		"larger images":   swap(`[8,8,1]`, `[9,9,9]`),
+		"no classes":      swap(`[8,8,1]`, `[8,0,1]`),
+	} {
+		path := filepath.Join(t.TempDir(), "m.safetensors")
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if code, out, errs := lathe(t, "eval", path, "--data", "digits"); code != 1 && code != 2 || strings.Contains(errs, "internal error") || bytes.Equal(content, b) {
+			t.Errorf("%s: exit code %d: %s%s", name, code, out, errs)
+		}
+	}
+}
