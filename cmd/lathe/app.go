@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/store"
 )
 
@@ -37,20 +38,26 @@ type app struct {
 	quiet       bool   // --quiet
 	backendName string // --backend
 
+	find func(method string) (lab.Experiment, error) // the experiment of a method, by anything that names it
+
 	running bool // a verb has started: errors from here on are not usage errors
 	emitted bool // a JSON value has been printed
 }
 
 // run executes the command line and returns the exit code.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
-	a := &app{args: args, stdin: stdin, stdout: stdout, stderr: stderr}
+	a := &app{args: args, stdin: stdin, stdout: stdout, stderr: stderr, find: findExperiment}
+	return a.execute()
+}
+
+func (a *app) execute() (code int) {
 	defer func() {
 		if r := recover(); r != nil {
-			fmt.Fprintf(stderr, "lathe: internal error: %v\n", r)
+			fmt.Fprintf(a.stderr, "lathe: internal error: %v\n", r)
 			if os.Getenv("LATHE_DEBUG") != "" {
-				stderr.Write(debug.Stack())
+				a.stderr.Write(debug.Stack())
 			} else {
-				fmt.Fprintln(stderr, "Set LATHE_DEBUG=1 and run the command again for the stack trace.")
+				fmt.Fprintln(a.stderr, "Set LATHE_DEBUG=1 and run the command again for the stack trace.")
 			}
 			code = exitFailed
 		}
@@ -61,7 +68,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 
 	root := newRootCommand(a)
-	root.SetArgs(args)
+	root.SetArgs(a.args)
 	return a.exitCode(ctx, root.ExecuteContext(ctx))
 }
 

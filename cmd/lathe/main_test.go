@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
+	"image"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/exp"
 )
 
@@ -270,5 +274,84 @@ func hostileModels(t *testing.T, good string) {
 		if code, out, errs := lathe(t, "eval", path, "--data", "digits"); code != 1 && code != 2 || strings.Contains(errs, "internal error") || bytes.Equal(content, b) {
 			t.Errorf("%s: exit code %d: %s%s", name, code, out, errs)
 		}
+	}
+}
+
+// tiny is an experiment that takes no time.
+func tiny(method string) lab.Experiment {
+	arm := func(name string, v float64) lab.Arm {
+		return lab.Arm{Name: name, Baseline: name == "base", Run: func(_ context.Context, t *lab.Trial) error {
+			t.Record("accuracy", v+float64(t.Seed))
+			t.Series("loss", 1, v)
+			t.Image("after", image.NewGray(image.Rect(0, 0, 2, 2)))
+			return nil
+		}}
+	}
+	return lab.Experiment{
+		Method: method, Title: "a tiny experiment", Arms: []lab.Arm{arm("base", 1), arm("method", 3)},
+		Claims: []lab.Claim{{ID: "C1", Text: "better", Bound: lab.AtLeast(1), Measure: func(m lab.Metrics) float64 { return m.Get("method", "accuracy") - m.Get("base", "accuracy") }}},
+	}
+}
+
+func TestTry(t *testing.T) {
+	ownStore(t)
+	dir := t.TempDir()
+	try := func(args ...string) (int, string, string) {
+		t.Helper()
+		var out, errs bytes.Buffer
+		a := &app{args: append([]string{"try", "--backend", "go"}, args...), stdout: &out, stderr: &errs, find: func(m string) (lab.Experiment, error) {
+			if m == "broken" {
+				e := tiny(m)
+				e.Arms[1].Run = func(context.Context, *lab.Trial) error { return errors.New("no luck") }
+				return e, nil
+			}
+			return tiny(m), nil
+		}}
+		return a.execute(), out.String(), errs.String()
+	}
+	page := filepath.Join(dir, "report.html")
+	code, out, errs := try("layernorm", "--report", page, "--results", dir)
+	if code != 0 || !strings.Contains(out, "HOLDS") || !strings.Contains(errs, "report: "+page) {
+		t.Fatalf("exit code %d: %s%s", code, out, errs)
+	}
+	if b, err := os.ReadFile(page); err != nil || !strings.Contains(string(b), "data:image/png") {
+		t.Errorf("report: %v", err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "layernorm.json")); err != nil {
+		t.Error(err)
+	} else if r, err := lab.ParseResult(b); err != nil || r.Count(lab.Holds) != 1 || r.Environment.Backend != "go" {
+		t.Errorf("result %+v, %v", r, err)
+	}
+
+	code, out, _ = try("layernorm", "espcn", "--json", "--scale", "smoke")
+	var results []lab.Result
+	if err := json.Unmarshal([]byte(out), &results); err != nil || code != 0 || len(results) != 2 || results[1].Method != "espcn" || results[0].Scale != lab.Smoke {
+		t.Errorf("exit code %d, %v: %s", code, err, out)
+	}
+
+	code, out, errs = try("broken", "--results", dir)
+	if code != 1 || !strings.Contains(errs, `arm "method", seed 0: no luck`) || !strings.Contains(out, "UNDECIDED") {
+		t.Errorf("exit code %d: %s%s", code, out, errs)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "broken.json")); err == nil {
+		t.Error("the verdicts of a broken run were kept")
+	}
+
+	for args, want := range map[string]string{
+		"runs": "1 holds", "runs 1": "HOLDS", "runs --method broken": "no luck", "runs 1 --json": `"accuracy": 3`, "runs 4": "failed",
+		"runs 2 --report " + filepath.Join(dir, "again.html"): "Artefacts", "runs check": "is whole",
+	} {
+		if code, out, errs := lathe(t, strings.Fields(args)...); code != 0 || !strings.Contains(out, want) {
+			t.Errorf("lathe %s: exit code %d, %s%s want %q", args, code, out, errs, want)
+		}
+	}
+	if code, out, _ := lathe(t, "runs", "rm", "1", "2"); code != 0 || !strings.Contains(out, "removed 2 of 2") {
+		t.Errorf("rm: exit code %d, %s", code, out)
+	}
+	if code, _, _ := lathe(t, "runs", "1"); code != 1 {
+		t.Errorf("a removed run: exit code %d", code)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "again.html")); err != nil || !strings.Contains(string(b), "data:image/png") {
+		t.Errorf("the report written again: %v", err)
 	}
 }

@@ -98,7 +98,7 @@ func (a *app) try(ctx context.Context, names []string, f tryFlags) error {
 	}
 	var experiments []lab.Experiment
 	for _, name := range names {
-		e, err := findExperiment(name)
+		e, err := a.find(name)
 		if err != nil {
 			return err
 		}

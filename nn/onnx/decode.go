@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/lathe-ml/lathe/internal/half"
 	"github.com/lathe-ml/lathe/nn/onnx/internal/pb"
 )
 
@@ -505,9 +506,9 @@ func (t *tensor) floats() []float32 {
 		case tFloat:
 			out[i] = math.Float32frombits(le.Uint32(t.raw[4*i:]))
 		case tFloat16:
-			out[i] = widenF16(le.Uint16(t.raw[2*i:]))
+			out[i] = half.FromF16(le.Uint16(t.raw[2*i:]))
 		case tBfloat16:
-			out[i] = math.Float32frombits(uint32(le.Uint16(t.raw[2*i:])) << 16)
+			out[i] = half.FromBF16(le.Uint16(t.raw[2*i:]))
 		case tDouble:
 			out[i] = float32(math.Float64frombits(le.Uint64(t.raw[8*i:])))
 		default:
@@ -562,16 +563,4 @@ func (t *tensor) ints() []dim {
 		}
 	}
 	return out
-}
-
-// widenF16 converts an IEEE 754 half to float32.
-func widenF16(h uint16) float32 {
-	sign, exp, man := uint32(h>>15)<<31, uint32(h>>10)&31, uint32(h)&1023
-	switch exp {
-	case 0:
-		return math.Float32frombits(math.Float32bits(float32(man)*(1.0/(1<<24))) | sign)
-	case 31:
-		return math.Float32frombits(sign | 0xff<<23 | man<<13)
-	}
-	return math.Float32frombits(sign | (exp+112)<<23 | man<<13)
 }

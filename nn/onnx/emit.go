@@ -488,7 +488,7 @@ func (e *Emitter) aligned(n *nn.Node) (in []string, layout []int) {
 			layout = l
 		}
 	}
-	for i, v := range n.In {
+	for _, v := range n.In {
 		r := e.Shape(v).Rank()
 		switch {
 		case r == rank:
@@ -504,7 +504,6 @@ func (e *Emitter) aligned(n *nn.Node) (in []string, layout []int) {
 			}
 			in = append(in, wide)
 		}
-		_ = i
 	}
 	return in, layout
 }

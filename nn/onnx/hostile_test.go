@@ -4,9 +4,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/gomlx/gomlx/core/tensors"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lathe-ml/lathe/data"
@@ -242,6 +244,45 @@ func TestDimsBindOpenAxes(t *testing.T) {
 		if err == nil && net.Inputs[0].Shape.Dimensions[1] != 3 {
 			t.Errorf("%v: input is %s", c.dims, net.Inputs[0].Shape)
 		}
+	}
+}
+
+// TestOpenBatchOpensAModelOfOneCase reads a model whose shapes say 1 where the batch is.
+func TestOpenBatchOpensAModelOfOneCase(t *testing.T) {
+	m := small()
+	m.Graph.Input[0].Type.GetTensorType().Shape.Dim[0].Value = &pb.TensorShapeProto_Dimension_DimValue{DimValue: 1}
+	m.Graph.Initializer = append(m.Graph.Initializer, &pb.TensorProto{Name: proto.String("s"), DataType: proto.Int32(7), Dims: []int64{3}, Int64Data: []int64{1, 1, 2}})
+	m.Graph.Node[1].OpType, m.Graph.Node[1].Input = proto.String("Reshape"), []string{"h", "s"}
+	for open, want := range map[bool]string{false: "does not reshape", true: ""} {
+		net, err := onnx.Read(marshal(t, m), onnx.Options{OpenBatch: open})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := net.Run(backend(t), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(make([]float32, 12), 4, 3)})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("OpenBatch %v: error is %v, want %q", open, err, want)
+		}
+		if err == nil && !slices.Equal(out[0].Shape().Dimensions, []int{4, 1, 2}) {
+			t.Errorf("output is %s", out[0].Shape())
+		}
+	}
+}
+
+// TestReadingTakesLittleMemory: a model costs its file, its decoded messages and its parameters.
+func TestReadingTakesLittleMemory(t *testing.T) {
+	data.RequireTest(t, "pp-ocrv4")
+	b, err := os.ReadFile(filepath.Join(data.Dir(), "models/pp-ocrv4/rec.onnx"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := onnx.Read(b, onnx.Options{Dims: map[string][]int{"x": {0, 3, 48, 320}}}); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > uint64(6*len(b)) {
+		t.Errorf("%d bytes were allocated in all for a file of %d", grown, len(b))
 	}
 }
 

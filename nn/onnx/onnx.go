@@ -27,6 +27,10 @@ type Options struct {
 	// the batch, which is axis 0, to a fixed one). 0 keeps what the model says: an open batch stays open. The number
 	// of axes must be the model's, and fixed axes cannot change. Example: {"x": {0, 3, 48, 320}}.
 	Dims map[string][]int
+
+	// OpenBatch opens the batch of a model that was exported for a single case: a first axis of 1 of every input is
+	// taken for the batch, and so is the leading 1 of shapes that reshape such values.
+	OpenBatch bool
 }
 
 // ReadFile reads a model.
@@ -83,7 +87,7 @@ func (g *graph) bind(o Options) error {
 	names := map[string]bool{}
 	for _, in := range g.inputs {
 		names[in.name] = true
-		if len(in.shape) > 0 && in.shape[0] == fixed(-1) {
+		if len(in.shape) > 0 && (in.shape[0] == fixed(-1) || o.OpenBatch && in.shape[0] == fixed(1)) {
 			in.shape[0] = batch
 		}
 		want, ok := o.Dims[in.name]

@@ -21,6 +21,7 @@ import (
 	"strconv"
 
 	"github.com/lathe-ml/lathe/internal/atomicfile"
+	"github.com/lathe-ml/lathe/internal/half"
 )
 
 // MaxHeader is the longest header that is read, in bytes; it is the limit of the reference implementation.
@@ -83,9 +84,9 @@ func (t *Tensor) Floats() ([]float32, error) {
 		case F64:
 			out[i] = float32(math.Float64frombits(le.Uint64(d[8*i:])))
 		case BF16:
-			out[i] = math.Float32frombits(uint32(le.Uint16(d[2*i:])) << 16)
+			out[i] = half.FromBF16(le.Uint16(d[2*i:]))
 		case F16:
-			out[i] = widenF16(le.Uint16(d[2*i:]))
+			out[i] = half.FromF16(le.Uint16(d[2*i:]))
 		case I64:
 			out[i] = float32(int64(le.Uint64(d[8*i:])))
 		case U64:
@@ -105,19 +106,6 @@ func (t *Tensor) Floats() ([]float32, error) {
 		}
 	}
 	return out, nil
-}
-
-// widenF16 converts an IEEE 754 half to float32: exactly, subnormals, infinities and NaN included.
-func widenF16(h uint16) float32 {
-	sign, exp, man := uint32(h>>15)<<31, uint32(h>>10)&31, uint32(h)&1023
-	switch exp {
-	case 0:
-		v := float32(man) * (1.0 / (1 << 24))
-		return math.Float32frombits(math.Float32bits(v) | sign)
-	case 31:
-		return math.Float32frombits(sign | 0xff<<23 | man<<13)
-	}
-	return math.Float32frombits(sign | (exp+112)<<23 | man<<13)
 }
 
 // FromFloats makes an F32 tensor. Shape must hold len(data) elements.
