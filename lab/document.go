@@ -136,7 +136,7 @@ func (r *Result) tables() (tables []report.Table) {
 			}
 			row := []string{a.Name}
 			if a.Baseline {
-				row[0] += " °"
+				row[0] += "°"
 				baselines = true
 			}
 			for _, name := range g.metrics {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"strings"
 )
 
 // Scale says how much work an experiment does.
@@ -131,10 +132,11 @@ func (b Bound) Margin(v float64) float64 {
 
 // String returns "≥ 1" or "≤ 0.7".
 func (b Bound) String() string {
+	limit := strings.Replace(fmt.Sprintf("%.6g", b.Limit), "-", "−", 1)
 	if b.Upper {
-		return fmt.Sprintf("≤ %.6g", b.Limit)
+		return "≤ " + limit
 	}
-	return fmt.Sprintf("≥ %.6g", b.Limit)
+	return "≥ " + limit
 }
 
 var identifier = regexp.MustCompile(`^[a-z0-9]+(?:[-._a-z0-9]*[a-z0-9])?$`)

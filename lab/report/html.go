@@ -108,7 +108,7 @@ func (s Table) html(h *htmlWriter) {
 	h.title(s.Title)
 	h.printf("<div class=\"scroll\"><table>\n<thead><tr>")
 	for c, name := range s.Columns {
-		h.printf("<th scope=\"col\"%s>%s</th>", class(c), esc(name))
+		h.printf("<th scope=\"col\"%s>%s</th>", class(c), strings.ReplaceAll(esc(name), "_", "_<wbr/>"))
 	}
 	h.printf("</tr></thead>\n<tbody>\n")
 	for i, r := range rows {

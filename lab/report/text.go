@@ -117,12 +117,16 @@ func (t *textWriter) table(columns []string, rows [][]string, style func(row, co
 	width, least := make([]int, len(columns)), make([]int, len(columns)) // natural, and of the longest word
 	total := -gap
 	for c := range columns {
-		for _, cell := range append([]string{columns[c]}, column(rows, c)...) {
+		width[c] = lipgloss.Width(columns[c])
+		for _, part := range nameParts(columns[c]) {
+			least[c] = max(least[c], lipgloss.Width(strings.TrimSpace(part)))
+		}
+		for _, cell := range column(rows, c) {
 			width[c] = max(width[c], lipgloss.Width(cell))
 			for _, word := range strings.Fields(cell) {
 				least[c] = max(least[c], lipgloss.Width(word))
 			}
-			if right[c] && cell != columns[c] {
+			if right[c] {
 				least[c] = max(least[c], lipgloss.Width(cell)) // numbers stay in one piece
 			}
 		}
@@ -141,11 +145,11 @@ func (t *textWriter) table(columns []string, rows [][]string, style func(row, co
 		width[widest]--
 		total--
 	}
-	line := func(cells []string, style func(c int) lipgloss.Style) {
+	line := func(cells []string, wrap func(s string, width int) string, style func(c int) lipgloss.Style) {
 		parts := make([][]string, len(cells))
 		height := 1
 		for c, cell := range cells {
-			parts[c] = strings.Split(t.wrapTo(cell, width[c]), "\n")
+			parts[c] = strings.Split(wrap(cell, width[c]), "\n")
 			height = max(height, len(parts[c]))
 		}
 		for i := range height {
@@ -172,17 +176,36 @@ func (t *textWriter) table(columns []string, rows [][]string, style func(row, co
 		}
 	}
 	if strings.Join(columns, "") != "" {
-		line(columns, func(int) lipgloss.Style { return t.r.NewStyle().Bold(true) })
+		line(columns, wrapName, func(int) lipgloss.Style { return t.r.NewStyle().Bold(true) })
 		t.println(t.faint(strings.Repeat("─", min(total, t.width))))
 	}
 	for i, r := range rows {
-		line(r, func(c int) lipgloss.Style {
+		line(r, t.wrapTo, func(c int) lipgloss.Style {
 			if style == nil {
 				return t.r.NewStyle()
 			}
 			return style(i, c)
 		})
 	}
+}
+
+// nameParts cuts the name of a column where it may be broken: after spaces and underscores.
+func nameParts(s string) []string {
+	return strings.FieldsFunc(strings.NewReplacer("_", "_\x00", " ", " \x00").Replace(s), func(r rune) bool { return r == 0 })
+}
+
+// wrapName breaks the name of a column.
+func wrapName(s string, width int) string {
+	var lines []string
+	line := ""
+	for _, part := range nameParts(s) {
+		if line != "" && lipgloss.Width(line+strings.TrimSpace(part)) > width {
+			lines = append(lines, strings.TrimSpace(line))
+			line = ""
+		}
+		line += part
+	}
+	return strings.Join(append(lines, strings.TrimSpace(line)), "\n")
 }
 
 func column(rows [][]string, c int) []string {
