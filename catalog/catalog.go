@@ -149,8 +149,16 @@ func Parse(text string) (Card, error) {
 		value    *string
 		optional bool
 	}{
-		{"id", &c.ID, false}, {"number", new(string), false}, {"name", &c.Name, false}, {"paper", &c.Paper, false}, {"authors", &c.Authors, false},
-		{"venue", &c.Venue, false}, {"arxiv", &c.ArXiv, true}, {"family", &c.Family, false}, {"go", &c.Go, false}, {"use", &c.Use, false},
+		{"id", &c.ID, false},
+		{"number", new(string), false},
+		{"name", &c.Name, false},
+		{"paper", &c.Paper, false},
+		{"authors", &c.Authors, false},
+		{"venue", &c.Venue, false},
+		{"arxiv", &c.ArXiv, true},
+		{"family", &c.Family, false},
+		{"go", &c.Go, false},
+		{"use", &c.Use, false},
 	}
 	seen := map[string]bool{}
 	for i, line := range strings.Split(head, "\n") {

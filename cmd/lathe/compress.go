@@ -22,6 +22,7 @@ import (
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
+	"github.com/lathe-ml/lathe/nn/safetensors"
 )
 
 type compressFlags struct {
@@ -126,7 +127,7 @@ VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 	fl.Uint64Var(&f.seed, "seed", 0, "seed of the draw of calibration cases")
 	fl.IntVar(&f.opset, "opset", 0, "operator set of the file, 17 to 21 (default: 21 up to 4 bits, for 4-bit containers; else 17)")
 	fl.StringVar(&f.report, "report", "", `HTML report to write (default: beside the output, ending in .report.html; "none": no report)`)
-	fl.StringVarP(&f.output, "output", "o", "", "file to write: .onnx")
+	fl.StringVarP(&f.output, "output", "o", "", "file to write: .onnx, or .safetensors for lathe itself (a byte per weight)")
 	fl.StringVar(&f.saveInputs, "save-inputs", "", "write the judged inputs to this .npy file, to check the output elsewhere")
 	fl.StringVar(&f.saveOutputs, "save-outputs", "", "write the compressed network's outputs on them to this .npy file")
 	_ = cmd.RegisterFlagCompletionFunc("method", oneOf(names...))
@@ -174,8 +175,8 @@ func newCompression(a *app, model string, f compressFlags) (*compression, error)
 		return nil, usageErrorf("--batch %d; it must be positive", f.batch)
 	case f.output == "":
 		return nil, usageErrorf("name the file to write with -o")
-	case !strings.EqualFold(filepath.Ext(f.output), ".onnx"):
-		return nil, usageErrorf("-o %s; quantised networks are written as .onnx", f.output)
+	case !slices.Contains([]string{".onnx", ".safetensors"}, strings.ToLower(filepath.Ext(f.output))):
+		return nil, usageErrorf("-o %s; quantised networks are written as .onnx or .safetensors", f.output)
 	case f.opset != 0 && (f.opset < 17 || f.opset > 21):
 		return nil, usageErrorf("--opset %d; accepted: 17 to 21", f.opset)
 	case sameFile(f.output, model):
@@ -307,7 +308,13 @@ func (c *compression) run(ctx context.Context) error {
 		res.Network.Meta = map[string]string{}
 	}
 	res.Network.Meta["lathe.compress"] = fmt.Sprintf("%s W%dA%d", c.method, c.bits, c.abits)
-	if err := onnx.WriteFile(c.output, res.Network, onnx.WriteOptions{Opset: c.opset}); err != nil {
+	if strings.EqualFold(filepath.Ext(c.output), ".onnx") {
+		err = onnx.WriteFile(c.output, res.Network, onnx.WriteOptions{Opset: c.opset})
+	} else {
+		delete(res.Network.Meta, networkKey)
+		err = safetensors.WriteNetwork(c.output, res.Network)
+	}
+	if err != nil {
 		return err
 	}
 	for path, size := range map[string]*int64{c.model: &r.Size.InputFile, c.output: &r.Size.OutputFile} {
@@ -366,7 +373,18 @@ func readNetwork(path string, dims map[string][]int) (*nn.Network, error) {
 	case ".onnx":
 		return onnx.ReadFile(path, onnx.Options{Dims: dims})
 	case ".safetensors":
-		return readTrained(path)
+		f, err := safetensors.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		if !strings.Contains(f.Meta[networkKey], `"nodes"`) { // the configuration of a built-in architecture, not a graph
+			return readTrained(path)
+		}
+		net, err := safetensors.DecodeNetwork(f, quant.StoredTypes()...)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		return net, nil
 	}
 	return nil, usageErrorf("%s: a network is read from .onnx or .safetensors", path)
 }

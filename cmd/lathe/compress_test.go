@@ -105,6 +105,16 @@ func TestCompressWritesWhatItReports(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, "blk.0.attn.q") || !strings.Contains(stdout, "wrote ") {
 		t.Error(code, stdout, stderr)
 	}
+	ours, again := filepath.Join(dir, "ours.safetensors"), filepath.Join(dir, "again.onnx")
+	if code, _, stderr := lathe(t, "compress", model, "--method", "repq-vit", "--bits", "4", "--calib", cases, "-o", ours, "-q", "--backend", "go"); code != 0 {
+		t.Fatal(code, stderr)
+	}
+	if net, err := readNetwork(ours, nil); err != nil || net.Node("blk.0.norm1.quant") == nil {
+		t.Error(err)
+	}
+	if code, _, stderr := lathe(t, "compress", ours, "--method", "minmax", "--calib", cases, "-o", again, "--backend", "go"); code != 1 || !strings.Contains(stderr, "quantised already") {
+		t.Error(code, stderr)
+	}
 	if _, err := os.Stat(filepath.Join(dir, "h.report.html")); err == nil {
 		t.Error("--report none wrote a report")
 	}
@@ -272,7 +282,7 @@ func TestCompressRefusesWrongUse(t *testing.T) {
 		{2, "accepted: 2 to 8", []string{model, "--method", "minmax", "--abits", "9", "--calib", cases, "-o", out}},
 		{2, "--calib", []string{model, "--method", "minmax", "-o", out}},
 		{2, "-o", []string{model, "--method", "minmax", "--calib", cases}},
-		{2, "written as .onnx", []string{model, "--method", "minmax", "--calib", cases, "-o", filepath.Join(dir, "o.bin")}},
+		{2, "written as .onnx or", []string{model, "--method", "minmax", "--calib", cases, "-o", filepath.Join(dir, "o.bin")}},
 		{2, "would overwrite", []string{model, "--method", "minmax", "--calib", cases, "-o", model}},
 		{2, "accepted: channel, tensor", []string{model, "--method", "minmax", "--granularity", "row", "--calib", cases, "-o", out}},
 		{2, "per channel", []string{model, "--method", "repq-vit", "--granularity", "tensor", "--calib", cases, "-o", out}},

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/gomlx/compute"
@@ -17,6 +19,7 @@ import (
 	"github.com/lathe-ml/lathe/lab"
 	expquant "github.com/lathe-ml/lathe/lab/exp/quant"
 	"github.com/lathe-ml/lathe/lab/report"
+	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
 )
 
@@ -49,26 +52,30 @@ type demoResult struct {
 }
 
 func newDemoCommand(a *app) *cobra.Command {
-	var path, out string
+	var path, export string
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Compress a vision transformer to 4 bits in two ways and judge both on real images, offline",
 		Long: `Take the vision transformer and the 2,000 real test images that are part of this program, compress the network to
 4-bit weights and activations with RepQ-ViT and, as the baseline, by plain min-max rounding, and print what is left
-of its accuracy. Three calibration sets give each claim an interval. Nothing is downloaded.`,
+of its accuracy. Three calibration sets give each claim an interval. Nothing is downloaded.
+
+With --export the network (vit-a.onnx), the images (calib.npy, test.npy, labels.npy) and the compressed network
+(vit-a-w4a4.onnx) are written to a folder, to go on from with lathe compress.`,
 		Example: `  lathe demo
-  lathe demo --report report.html -o vit4.onnx`,
+  lathe demo --report report.html --export demo
+  lathe compress demo/vit-a.onnx --method repq-vit --bits 6 --calib demo/calib.npy --eval demo/test.npy --labels demo/labels.npy -o vit6.onnx`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.demo(cmd.Context(), path, out)
+			return a.demo(cmd.Context(), path, export)
 		},
 	}
 	cmd.Flags().StringVar(&path, "report", "report.html", `HTML report to write ("none": no report)`)
-	cmd.Flags().StringVarP(&out, "output", "o", "", "also write the compressed network as ONNX")
+	cmd.Flags().StringVar(&export, "export", "", "also write the networks and the images to this folder")
 	return cmd
 }
 
-func (a *app) demo(ctx context.Context, path, out string) error {
+func (a *app) demo(ctx context.Context, path, export string) error {
 	start := time.Now()
 	b, err := a.backend()
 	if err != nil {
@@ -135,8 +142,8 @@ func (a *app) demo(ctx context.Context, path, out string) error {
 			return err
 		}
 	}
-	if out != "" {
-		if err := onnx.WriteFile(out, r.Arms[2].result.Network, onnx.WriteOptions{Opset: 21}); err != nil {
+	if export != "" {
+		if err := exportDemo(export, net, r.Arms[2].result.Network, calib, test); err != nil {
 			return err
 		}
 	}
@@ -150,6 +157,26 @@ func (a *app) demo(ctx context.Context, path, out string) error {
 		_, err := fmt.Fprintf(w, "\nreport in %s\n", path)
 		return err
 	})
+}
+
+// exportDemo writes what the demonstration works on.
+func exportDemo(dir string, float, compressed *nn.Network, calib, test *data.Images) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	if err := onnx.WriteFile(file("vit-a.onnx"), float, onnx.WriteOptions{}); err != nil {
+		return err
+	}
+	if err := onnx.WriteFile(file("vit-a-w4a4.onnx"), compressed, onnx.WriteOptions{Opset: 21}); err != nil {
+		return err
+	}
+	for name, m := range map[string]*data.Images{"calib.npy": calib, "test.npy": test} {
+		if err := data.WriteNPYFile(file(name), []int{m.N, m.H, m.W, m.C}, m.Floats(data.Range(m.N), nil)); err != nil {
+			return err
+		}
+	}
+	return data.WriteNPYFile(file("labels.npy"), []int{test.N}, test.Labels)
 }
 
 func (d *demoArm) judge(ctx context.Context, b compute.Backend, x compress.Examples, want []float32, width int, labels []int) error {

@@ -50,16 +50,19 @@ func newShowCommand(a *app) *cobra.Command {
 			}{c, c.URL(), r}, func(w io.Writer) error {
 				d := report.Document{Title: fmt.Sprintf("%s  (%s %s)", c.Name, ordinal(c.Number), c.ID), Subtitle: c.Use}
 				d.Facts = []report.Fact{
-					{Name: "paper", Value: c.Paper}, {Name: "authors", Value: c.Authors}, {Name: "venue", Value: strings.TrimSpace(c.Venue + "  " + c.URL())},
-					{Name: "family", Value: c.Family}, {Name: "Go", Value: c.Go},
+					{Name: "paper", Value: c.Paper},
+					{Name: "authors", Value: c.Authors},
+					{Name: "venue", Value: strings.TrimSpace(c.Venue + "  " + c.URL())},
+					{Name: "family", Value: c.Family},
+					{Name: "Go", Value: c.Go},
 				}
 				if err := d.WriteText(w, a.width()); err != nil {
 					return err
 				}
-				if _, err := fmt.Fprintf(w, "\n%s", report.Markdown(w, c.Body, a.width())); err != nil {
+				if _, err := fmt.Fprintf(w, "\n%s\n", report.Markdown(w, c.Body, a.width())); err != nil {
 					return err
 				}
-				measured := report.Document{Title: "\nWhat was measured", Subtitle: "Nothing yet. Measure it here: lathe try " + c.ID}
+				measured := report.Document{Title: "What was measured", Subtitle: "Nothing yet. Measure it here: lathe try " + c.ID}
 				if r != nil {
 					full := r.Document()
 					measured.Subtitle, measured.Sections = full.Subtitle, full.Sections[:1]

@@ -369,8 +369,10 @@ func (r *upscaleResult) String() string {
 	}
 	if c := r.Compared; c != nil {
 		s += fmt.Sprintf("\nagainst %s (luminance as written, without a border of %d pixels):\n", c.Reference, c.Border)
-		s += fmt.Sprintf("  %-8s PSNR %6.2f dB   SSIM %.4f\n", r.Method, c.Result.PSNR, c.Result.SSIM)
-		s += fmt.Sprintf("  %-8s PSNR %6.2f dB   SSIM %.4f", "bicubic", c.Bicubic.PSNR, c.Bicubic.SSIM)
+		s += fmt.Sprintf("  %-8s PSNR %6.2f dB   SSIM %.4f", r.Method, c.Result.PSNR, c.Result.SSIM)
+		if r.Method != "bicubic" {
+			s += fmt.Sprintf("\n  %-8s PSNR %6.2f dB   SSIM %.4f", "bicubic", c.Bicubic.PSNR, c.Bicubic.SSIM)
+		}
 	}
 	return s
 }

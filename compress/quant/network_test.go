@@ -17,6 +17,8 @@ import (
 	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
+	"github.com/lathe-ml/lathe/nn/onnx"
+	"github.com/lathe-ml/lathe/nn/safetensors"
 	"github.com/lathe-ml/lathe/nn/zoo"
 )
 
@@ -236,6 +238,84 @@ func TestRepQViTAtEightBitsIsCloseToFloat(t *testing.T) {
 			}
 			if e := compress.RelativeError(want, outputs(t, res.Network, x)); e > bound {
 				t.Errorf("%T %+v: relative error %g", norm, q, e)
+			}
+		}
+	}
+}
+
+func TestQuantisedNetworksSurviveFiles(t *testing.T) {
+	net, x := smallViT(t, nil), images(8, 8, 8, 1)
+	for name, m := range map[string]compress.Method{
+		"repq": RepQViT{}, "channel-wise": RepQViT{Norms: ChannelWise}, "uniform": RepQViT{Softmax: SoftmaxUniform, WeightBits: 3},
+		"fractional": RepQViT{Reparam: ReparamOptions{FractionalZero: true}}, "min-max": MinMaxPTQ{},
+	} {
+		res, err := m.Compress(context.Background(), engine.Go(), net, x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := outputs(t, res.Network, x)
+		f, err := safetensors.EncodeNetwork(res.Network)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		back, err := safetensors.DecodeNetwork(f, StoredTypes()...)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if !slices.Equal(outputs(t, back, x), want) {
+			t.Errorf("%s: safetensors gives another function", name)
+		}
+		for _, opset := range []int{17, 21} {
+			b, err := onnx.Marshal(res.Network, onnx.WriteOptions{Opset: opset})
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			back, err := onnx.Read(b, onnx.Options{})
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			if e := compress.RelativeError(want, outputs(t, back, x)); e > 1e-3 { // ties may round the other way
+				t.Errorf("%s: ONNX of operator set %d gives another function: relative error %g", name, opset, e)
+			}
+		}
+	}
+}
+
+func TestWeightsOfEveryGranularityAreWrittenToONNX(t *testing.T) {
+	x := images(5, 8)
+	for _, g := range []WeightGrid{{Bits: 4}, {Bits: 8, PerTensor: true}, {Bits: 4, Group: 4}, {Bits: 3, Symmetric: true}, {Bits: 4, Group: 2, Symmetric: true}} {
+		for _, shift := range []float32{0, 5} { // a row without zero in its range has a zero point that is no code
+			b := nn.NewBuilder(2)
+			net, err := b.Finish(b.Add("fc", nn.Dense{Out: 6}, b.Input("x", shapes.Make(dtypes.Float32, 1, 8))))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := siteOf(net, net.Node("fc"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range s.Weight {
+				s.Weight[i] += shift
+			}
+			r, params, err := g.Quantize(context.Background(), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := install(net, net.Node("fc"), r, params); err != nil {
+				t.Fatal(err)
+			}
+			for _, opset := range []int{17, 21} {
+				file, err := onnx.Marshal(net, onnx.WriteOptions{Opset: opset})
+				if err != nil {
+					t.Fatal(err)
+				}
+				back, err := onnx.Read(file, onnx.Options{})
+				if err != nil {
+					t.Fatalf("%+v, operator set %d: %v", g, opset, err)
+				}
+				if e := compress.RelativeError(outputs(t, net, x), outputs(t, back, x)); e > 1e-10 {
+					t.Errorf("%+v, operator set %d: relative error %g", g, opset, e)
+				}
 			}
 		}
 	}

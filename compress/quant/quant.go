@@ -25,6 +25,9 @@ var (
 	ErrSharedNorm = errors.New("the norm also feeds something that cannot absorb its scale")
 )
 
+// StoredTypes are the ops and stored forms of this package that a network file may name, for safetensors.ReadNetwork.
+func StoredTypes() []any { return []any{Uniform{}, FakeQuantize{}, LogQuantize{}} }
+
 func checkBits(bits int) error {
 	if bits < 2 || bits > 8 {
 		return fmt.Errorf("quant: %d bits: %w", bits, ErrBits)

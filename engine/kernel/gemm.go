@@ -34,7 +34,7 @@ type Gemm struct {
 	pieces     int
 	nSplit     int // panels of a piece
 	nPieces    int
-	packPieces int
+	byRows     bool // B is packed a few k at a time, all panels
 
 	// the run
 	ws         *Workspace
@@ -61,8 +61,11 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	}
 	shortRuns := !kRegular && len(g.blocks) > 0 && min(k, kBlock)/len(g.blocks[0]) < 3
 	g.panels = (n + t.nr - 1) / t.nr
+	// Rows of A are read in place unless that would be slow: every element of k on another cache line, or rows so far
+	// apart that they fall onto the same lines of the cache.
 	reuse := n > 2*t.nr && m > 24
-	g.packA = shortRuns || reuse && g.aK != 1 || kRegular && k > kBlock && n >= 4*t.nr && m > 24
+	far := rowsRegular && k > kBlock && aRow >= 512 && aRow%256 == 0
+	g.packA = shortRuns || reuse && (g.aK != 1 || far)
 	bk, bKRegular := stride(b.K)
 	if bKRegular {
 		g.bK = bk
@@ -76,18 +79,21 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 		return g
 	}
 	mb := (m + mBlock - 1) / mBlock
-	g.perPiece = (m + mb - 1) / max(1, mb)
-	g.perPiece = (g.perPiece + t.mr - 1) / t.mr * t.mr
-	mb = (m + g.perPiece - 1) / g.perPiece
-	g.nPieces = 1
-	if mb < 16 && m*n*k > 1<<18 {
-		g.nPieces = min(g.panels, (16+mb-1)/mb)
-	}
-	g.nSplit = (g.panels + g.nPieces - 1) / max(1, g.nPieces)
-	g.nPieces = (g.panels + g.nSplit - 1) / g.nSplit
-	g.pieces = mb * g.nPieces
-	g.packPieces = len(g.blocks) * g.panels
+	g.perPiece = ((m+mb-1)/max(1, mb) + t.mr - 1) / t.mr * t.mr
+	g.byRows = g.panels > 1 && sideBySide(b.Rows) == n
 	return g
+}
+
+// divide cuts a product into pieces for a number of workers: by rows, and by panels if those are too few.
+func (g *Gemm) divide(threads int) {
+	rows := (g.m + g.perPiece - 1) / g.perPiece
+	g.nPieces = 1
+	if threads > 1 && rows < 4*threads {
+		g.nPieces = min(g.panels, (4*threads+rows-1)/rows)
+	}
+	g.nSplit = (g.panels + g.nPieces - 1) / g.nPieces
+	g.nPieces = (g.panels + g.nSplit - 1) / g.nSplit
+	g.pieces = rows * g.nPieces
 }
 
 // halvesContiguous says whether B can be read without packing: the columns of each half of a panel lie side by side.
@@ -203,9 +209,14 @@ func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32) {
 	if g.small {
 		pool.Run(g.pieces, (*gemmBatches)(g))
 	} else {
+		g.divide(pool.Threads())
 		for g.bi = range g.batches {
 			if g.packB {
-				pool.Run(g.packPieces, (*gemmPack)(g))
+				if g.byRows {
+					pool.Run((g.k+packRows-1)/packRows, (*gemmPackRows)(g))
+				} else {
+					pool.Run(len(g.blocks)*g.panels, (*gemmPack)(g))
+				}
 			}
 			pool.Run(g.pieces, (*gemmTiles)(g))
 		}
@@ -238,6 +249,36 @@ func (j *gemmPack) Do(_, i int) {
 	g := (*Gemm)(j)
 	kb, p := i/g.panels, i%g.panels
 	g.packPanel(g.ws.shared[g.blockAt(kb)+g.panelAt(p, kb):], g.bi, p, kb)
+}
+
+// packRows is how many k gemmPackRows packs; it divides kBlock.
+const packRows = 32
+
+// gemmPackRows packs some k of all panels, reading whole rows of B, which have their columns side by side.
+type gemmPackRows Gemm
+
+func (j *gemmPackRows) Do(_, i int) {
+	g := (*Gemm)(j)
+	b := g.bv[int(g.b.Batch[g.bi])+int(g.b.Rows[0]):]
+	nr := g.set.tile.nr
+	for k := i * packRows; k < min(g.k, (i+1)*packRows); k++ {
+		kb := k / kBlock
+		row, to := b[g.b.K[k]:][:g.n], g.ws.shared[g.blockAt(kb):]
+		panel, at := nr*g.blockLen(kb), (k-kb*kBlock)*nr
+		for len(row) >= nr {
+			copy(to[at:at+nr], row)
+			row, at = row[nr:], at+panel
+		}
+		if n := len(row); n > 0 {
+			w := nr
+			if g.halfWide(n) { // the last panel is narrower
+				w = nr / 2
+				at -= (k - kb*kBlock) * (nr - w)
+			}
+			copy(to[at:at+n], row)
+			clear(to[at+n : at+w])
+		}
+	}
 }
 
 // gemmTiles computes some rows and panels of C.
@@ -286,7 +327,7 @@ func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 in
 		w.one[0] = run{0, kk}
 		runs, args.aks = w.one[:], t.mr
 		for i := range n {
-			g.packRows(w.a[i*t.mr*kk:], a, first(i), first(i+1), kb)
+			g.packA1(w.a[i*t.mr*kk:], a, first(i), first(i+1), kb)
 		}
 	}
 	for p := p0; p < p1; p++ {
@@ -319,11 +360,17 @@ func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 in
 	}
 }
 
-// packRows lays rows r to end of A out as [k][mr].
-func (g *Gemm) packRows(d, a []float32, r, end, kb int) {
+// packA1 lays rows r to end of A out as [k][mr].
+func (g *Gemm) packA1(d, a []float32, r, end, kb int) {
 	mr, k0, kk := g.set.tile.mr, kb*kBlock, g.blockLen(kb)
 	if g.aRow == 1 && end-r > 1 { // rows lie side by side
 		o := int(g.a.Rows[r])
+		if end-r == mr && mr == 8 {
+			for k := range kk {
+				*(*[8]float32)(d[k*8:]) = *(*[8]float32)(a[o+int(g.a.K[k0+k]):])
+			}
+			return
+		}
 		for k := range kk {
 			copy(d[k*mr:k*mr+end-r], a[o+int(g.a.K[k0+k]):])
 		}

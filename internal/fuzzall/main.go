@@ -40,7 +40,7 @@ func main() {
 				continue
 			}
 			fmt.Printf("%s in %s\n", name, filepath.Dir(path))
-			args := []string{"test", "-run", "^$", "-fuzz", "^" + name + "$", "-fuzztime", budget.String()}
+			args := []string{"test", "-run", "^$", "-fuzz", "^" + name + "$", "-fuzztime", budget.String(), "-fuzzminimizetime", "20x"}
 			if *workers > 0 {
 				args = append(args, "-parallel", fmt.Sprint(*workers))
 			}

@@ -35,7 +35,9 @@ func sample() *Document {
 		Table{Title: evil, Columns: []string{"arm", evil, "bytes"}, Rows: [][]string{{evil, "87.2 ± 0.3", "70.1 kB"}, {"float", "87.9"}}, Strong: []int{1}, Note: evil},
 		Curve{Title: evil, XLabel: evil, YLabel: "loss", LogY: true, Lines: []Line{
 			{Name: evil, X: []float64{1, 2, 3}, Y: []float64{2, 1, 0.5}, Low: []float64{1.9, .9, .4}, High: []float64{2.1, 1.1, .6}},
-			{Name: "point", X: []float64{2}, Y: []float64{1}, Dashed: true}, {Name: "empty"}, {Name: "negative", X: []float64{1, 2}, Y: []float64{-1, 0}},
+			{Name: "point", X: []float64{2}, Y: []float64{1}, Dashed: true},
+			{Name: "empty"},
+			{Name: "negative", X: []float64{1, 2}, Y: []float64{-1, 0}},
 		}},
 		Curve{Title: "nothing to draw", Lines: []Line{{Name: "a", X: []float64{nan}, Y: []float64{1}}}},
 		Scatter{Title: "accuracy over size", XLabel: "bytes", YLabel: evil, LogX: true, Frontier: true, Points: []Mark{
@@ -95,7 +97,8 @@ func TestHTMLIsSelfContained(t *testing.T) {
 }
 
 func TestHTMLIsTheSameEveryTime(t *testing.T) {
-	if render(t, sample()) != render(t, sample()) {
+	first, second := render(t, sample()), render(t, sample())
+	if first != second {
 		t.Error("two renderings differ")
 	}
 }

@@ -365,9 +365,7 @@ func intervalPlot(h *htmlWriter, c Claim) {
 	}
 	limit := c.Measured - c.Margin
 	upper := strings.HasPrefix(c.Bound, "≤")
-	if !upper {
-		limit = c.Measured - c.Margin
-	} else {
+	if upper {
 		limit = c.Measured + c.Margin
 	}
 	values := append([]float64{c.Measured, limit}, c.Seeds...)
