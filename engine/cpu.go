@@ -24,9 +24,16 @@ func ThisCPU() CPU {
 		name string
 		has  bool
 	}{
-		{"avx2", cpu.X86.HasAVX2}, {"fma", cpu.X86.HasFMA}, {"avx512f", cpu.X86.HasAVX512F}, {"avx512bw", cpu.X86.HasAVX512BW},
-		{"avx512vnni", cpu.X86.HasAVX512VNNI}, {"avxvnni", cpu.X86.HasAVXVNNI}, {"avx512bf16", cpu.X86.HasAVX512BF16},
-		{"amx-int8", cpu.X86.HasAMXInt8}, {"amx-bf16", cpu.X86.HasAMXBF16}, {"asimd", cpu.ARM64.HasASIMD},
+		{"avx2", cpu.X86.HasAVX2},
+		{"fma", cpu.X86.HasFMA},
+		{"avx512f", cpu.X86.HasAVX512F},
+		{"avx512bw", cpu.X86.HasAVX512BW},
+		{"avx512vnni", cpu.X86.HasAVX512VNNI},
+		{"avxvnni", cpu.X86.HasAVXVNNI},
+		{"avx512bf16", cpu.X86.HasAVX512BF16},
+		{"amx-int8", cpu.X86.HasAMXInt8},
+		{"amx-bf16", cpu.X86.HasAMXBF16},
+		{"asimd", cpu.ARM64.HasASIMD},
 	} {
 		if f.has {
 			c.Features = append(c.Features, f.name)

@@ -24,7 +24,8 @@ func trainer(t *testing.T) (*nn.Network, *learn.Trainer) {
 		t.Fatal(err)
 	}
 	tr, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{
-		Optimizer: optim.AdamW{Decay: .1}, EMA: .99, Schedule: optim.Cosine(12, 2, 0), Seed: 9})
+		Optimizer: optim.AdamW{Decay: .1}, EMA: .99, Schedule: optim.Cosine(12, 2, 0), Seed: 9,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +52,7 @@ func TestResumeIsBitExact(t *testing.T) {
 	want := allData(whole, tr.EMA())
 
 	path := filepath.Join(t.TempDir(), "run.ckpt")
-	n, tr := trainer(t)
+	_, tr = trainer(t)
 	ctx, stop := context.WithCancel(t.Context())
 	_, err := tr.Fit(ctx, learn.FitOptions{Steps: 12, Batch: batch, Checkpoint: path, After: []learn.Hook{func(_ *learn.Trainer, i learn.Info) error {
 		if i.Step == 5 {
@@ -62,7 +63,7 @@ func TestResumeIsBitExact(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Fatalf("stopped run returned %v", err)
 	}
-	n, tr = trainer(t)
+	n, tr := trainer(t)
 	first := 0
 	_, err = tr.Fit(t.Context(), learn.FitOptions{Steps: 12, Batch: batch, Checkpoint: path, Before: []learn.Hook{func(_ *learn.Trainer, i learn.Info) error {
 		if first == 0 {

@@ -93,7 +93,6 @@ type Trainer struct {
 	step               int
 	exec               *engine.Exec
 	metrics            []string
-	inputs             int // arguments in front of the batch
 }
 
 // NewTrainer prepares steps that lower loss over params. The roles of the parameters say what is trained; the loss is
@@ -208,7 +207,8 @@ func (t *Trainer) build(loss LossFunc, in []*graph.Node) []*graph.Node {
 		cur[name] = rest[i]
 	}
 	next, use := graph.RNGStateSplit(rng)
-	env := &nn.Env{G: g, Training: true, DType: t.o.DType, RNG: use, SecondOrder: t.o.SecondOrder, Tap: map[string]*graph.Node{},
+	env := &nn.Env{
+		G: g, Training: true, DType: t.o.DType, RNG: use, SecondOrder: t.o.SecondOrder, Tap: map[string]*graph.Node{},
 		Param: func(n string) *graph.Node {
 			if cur[n] == nil {
 				panic(fmt.Errorf("learn: parameter %q is not in the trained set", n))
@@ -220,7 +220,8 @@ func (t *Trainer) build(loss LossFunc, in []*graph.Node) []*graph.Node {
 				v = graph.ConvertDType(v, cur[n].DType())
 			}
 			cur[n] = v
-		}}
+		},
+	}
 	l := loss(env, batch)
 	if !l.IsScalar() {
 		panic(fmt.Errorf("learn: the loss is %s, want a scalar", l.Shape()))

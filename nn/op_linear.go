@@ -450,7 +450,7 @@ func (e Embedding) Lower(c *Ctx, x []*graph.Node) []*graph.Node {
 	if !x[0].DType().IsInt() {
 		panic(fmt.Errorf("embedding needs integer indices, got %s", x[0].Shape()))
 	}
-	return []*graph.Node{graph.Gather(e.Repr().Value(c), graph.ExpandDims(x[0], -1))}
+	return []*graph.Node{graph.Gather(e.Repr().Value(c), graph.InsertAxes(x[0], -1))}
 }
 
 func wantRank(s shapes.Shape, lo, hi int) {

@@ -12,7 +12,8 @@ import (
 //	y = (clip(round(x/scale) + zero, lo, hi) − zero)·scale,  round half to even
 //
 // with [lo, hi] = [0, 2^Bits−1], or [−2^(Bits−1), 2^(Bits−1)−1] when Signed. Parameters "scale" and "zero" are constants of
-// one element, or one per channel (last axis). Its gradient is that of the identity within the grid and zero outside.
+// one element, or one per channel (last axis); zero may be any number, also a fraction or one outside [lo, hi]. The
+// gradient is that of the identity within the grid and zero outside.
 type QuantizeDequantize struct {
 	Bits       int // 2 to 8
 	Signed     bool

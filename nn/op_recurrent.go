@@ -118,8 +118,12 @@ func (GRU) Kind() string { return "gru" }
 func (d GRU) Params(in []shapes.Shape) []Spec {
 	i, h := recurrentSizes(in, d.Hidden)
 	s := []Spec{
-		{"w", f32(2*h, i), Weight, FanIn(i, 1)}, {"u", f32(2*h, h), Weight, OrthogonalBlocks(2*h, h)}, {"b", f32(2 * h), Bias, nil},
-		{"wc", f32(h, i), Weight, FanIn(i, 1)}, {"uc", f32(h, h), Weight, OrthogonalBlocks(h, h)}, {"bc", f32(h), Bias, nil},
+		{"w", f32(2*h, i), Weight, FanIn(i, 1)},
+		{"u", f32(2*h, h), Weight, OrthogonalBlocks(2*h, h)},
+		{"b", f32(2 * h), Bias, nil},
+		{"wc", f32(h, i), Weight, FanIn(i, 1)},
+		{"uc", f32(h, h), Weight, OrthogonalBlocks(h, h)},
+		{"bc", f32(h), Bias, nil},
 	}
 	s = append(s, d.Norm.specs(d.Norm.Input, "x", 2*h)...)
 	s = append(s, d.Norm.specs(d.Norm.Input, "xc", h)...)

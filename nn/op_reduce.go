@@ -311,7 +311,7 @@ func (d ArgMax) Lower(_ *Ctx, x []*graph.Node) []*graph.Node {
 	axis := normAxes(x[0].Shape(), []int{d.Axis})[0]
 	y := graph.ArgMax(x[0], axis, dtypes.Int32)
 	if d.Keep {
-		y = graph.ExpandDims(y, axis)
+		y = graph.InsertAxes(y, axis)
 	}
 	return []*graph.Node{y}
 }

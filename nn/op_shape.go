@@ -219,7 +219,7 @@ func takeAxis(v *graph.Node, axis int, idx []int32) *graph.Node {
 		back[p] = i
 	}
 	t := graph.TransposeAllAxes(v, perm...)
-	t = graph.Gather(t, graph.ExpandDims(graph.Const(v.Graph(), idx), -1))
+	t = graph.Gather(t, graph.InsertAxes(graph.Const(v.Graph(), idx), -1))
 	return graph.TransposeAllAxes(t, back...)
 }
 
@@ -279,7 +279,7 @@ func (d Gather) Lower(_ *Ctx, x []*graph.Node) []*graph.Node {
 	idx = graph.Where(graph.LessThan(idx, graph.ZerosLike(idx)), graph.AddScalar(idx, n), idx)
 	v := x[0]
 	if axis == 0 {
-		return []*graph.Node{graph.Gather(v, graph.ExpandDims(idx, -1))}
+		return []*graph.Node{graph.Gather(v, graph.InsertAxes(idx, -1))}
 	}
 	perm := []int{axis}
 	for i := range v.Rank() {
@@ -287,7 +287,7 @@ func (d Gather) Lower(_ *Ctx, x []*graph.Node) []*graph.Node {
 			perm = append(perm, i)
 		}
 	}
-	y := graph.Gather(graph.TransposeAllAxes(v, perm...), graph.ExpandDims(idx, -1)) // [idx..., rest...]
+	y := graph.Gather(graph.TransposeAllAxes(v, perm...), graph.InsertAxes(idx, -1)) // [idx..., rest...]
 	k := idx.Rank()
 	order := make([]int, 0, y.Rank())
 	for i := range axis {

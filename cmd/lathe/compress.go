@@ -21,8 +21,6 @@ import (
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/nn"
-	"github.com/lathe-ml/lathe/nn/onnx"
-	"github.com/lathe-ml/lathe/nn/safetensors"
 )
 
 type compressFlags struct {
@@ -82,11 +80,12 @@ func newCompressCommand(a *app) *cobra.Command {
 		about += fmt.Sprintf("  %-10s%s\n", c.name, c.about)
 	}
 	cmd := &cobra.Command{
-		Use:   "compress MODEL --method NAME --bits N --calib DIR|FILE.npy -o OUT.onnx",
+		Use:   "compress MODEL --method NAME --bits N --calib DIR|FILE.npy -o OUT.onnx|OUT.safetensors",
 		Short: "Make a trained network smaller: weights and activations of few bits",
-		Long: `Quantise a trained network (ONNX, or a network that lathe wrote) from some unlabelled examples, and write it as
-ONNX with QuantizeLinear and DequantizeLinear, which ONNX Runtime and others load, with a report: size, bits and
-error of every layer, agreement with the original, accuracy when labels are given.
+		Long: `Quantise a trained network (ONNX, or safetensors that lathe wrote) from some unlabelled examples. Write it as ONNX
+with QuantizeLinear and DequantizeLinear, which ONNX Runtime and others load, or as safetensors, which "lathe eval"
+and Go programs read back; with it comes a report: size, bits and error of every layer, agreement with the
+original, accuracy when labels are given.
 
 Methods:
 ` + about + `
@@ -101,6 +100,7 @@ ONNX Runtime by default fuses the quantised operators into integer kernels of it
 VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 		Example: `  lathe compress vit.onnx --method repq-vit --bits 4 --calib images/ -o vit4.onnx
   lathe compress vit.onnx --method repq-vit --bits 6 --calib calib.npy --eval test.npy --labels labels.npy -o vit6.onnx
+  lathe compress vit.safetensors --method minmax --bits 8 --calib images/ -o vit8.safetensors
   lathe compress pages.onnx --method minmax --bits 8 --calib scans/ --preprocess "resize=256" --labels labels.csv -o pages8.onnx`,
 		Args: exactArgs("a model"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -127,7 +127,7 @@ VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 	fl.Uint64Var(&f.seed, "seed", 0, "seed of the draw of calibration cases")
 	fl.IntVar(&f.opset, "opset", 0, "operator set of the file, 17 to 21 (default: 21 up to 4 bits, for 4-bit containers; else 17)")
 	fl.StringVar(&f.report, "report", "", `HTML report to write (default: beside the output, ending in .report.html; "none": no report)`)
-	fl.StringVarP(&f.output, "output", "o", "", "file to write: .onnx, or .safetensors for lathe itself (a byte per weight)")
+	fl.StringVarP(&f.output, "output", "o", "", "file to write: .onnx, or .safetensors, which lathe reads back (a byte per weight)")
 	fl.StringVar(&f.saveInputs, "save-inputs", "", "write the judged inputs to this .npy file, to check the output elsewhere")
 	fl.StringVar(&f.saveOutputs, "save-outputs", "", "write the compressed network's outputs on them to this .npy file")
 	_ = cmd.RegisterFlagCompletionFunc("method", oneOf(names...))
@@ -175,7 +175,7 @@ func newCompression(a *app, model string, f compressFlags) (*compression, error)
 		return nil, usageErrorf("--batch %d; it must be positive", f.batch)
 	case f.output == "":
 		return nil, usageErrorf("name the file to write with -o")
-	case !slices.Contains([]string{".onnx", ".safetensors"}, strings.ToLower(filepath.Ext(f.output))):
+	case !isNetworkFile(f.output):
 		return nil, usageErrorf("-o %s; quantised networks are written as .onnx or .safetensors", f.output)
 	case f.opset != 0 && (f.opset < 17 || f.opset > 21):
 		return nil, usageErrorf("--opset %d; accepted: 17 to 21", f.opset)
@@ -248,9 +248,9 @@ func (c *compression) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if spec := net.Meta["preprocess"]; spec != "" && c.compressFlags.preprocess == "" {
+	if spec := net.Meta[preprocessKey]; spec != "" && c.compressFlags.preprocess == "" {
 		if c.preprocess, err = parsePreprocessing(spec); err != nil {
-			return fmt.Errorf("%s: metadata %q: %w", c.model, "preprocess", errors.New(err.Error()))
+			return fmt.Errorf("%s: metadata %q: %w", c.model, preprocessKey, errors.New(err.Error()))
 		}
 	}
 	calib, err := openCases(c.calib, net, c.preprocess)
@@ -307,14 +307,8 @@ func (c *compression) run(ctx context.Context) error {
 	if res.Network.Meta == nil {
 		res.Network.Meta = map[string]string{}
 	}
-	res.Network.Meta["lathe.compress"] = fmt.Sprintf("%s W%dA%d", c.method, c.bits, c.abits)
-	if strings.EqualFold(filepath.Ext(c.output), ".onnx") {
-		err = onnx.WriteFile(c.output, res.Network, onnx.WriteOptions{Opset: c.opset})
-	} else {
-		delete(res.Network.Meta, networkKey)
-		err = safetensors.WriteNetwork(c.output, res.Network)
-	}
-	if err != nil {
+	res.Network.Meta[compressKey] = fmt.Sprintf("%s W%dA%d", c.method, c.bits, c.abits)
+	if err := writeNetwork(c.output, res.Network, c.opset); err != nil {
 		return err
 	}
 	for path, size := range map[string]*int64{c.model: &r.Size.InputFile, c.output: &r.Size.OutputFile} {
@@ -364,29 +358,6 @@ func (c *compression) readModel() (*nn.Network, error) {
 		}
 	}
 	return readNetwork(c.model, dims)
-}
-
-// readNetwork reads a network file by the ending of its name; dims gives the shapes of inputs that an ONNX model leaves
-// open.
-func readNetwork(path string, dims map[string][]int) (*nn.Network, error) {
-	switch strings.ToLower(filepath.Ext(path)) {
-	case ".onnx":
-		return onnx.ReadFile(path, onnx.Options{Dims: dims})
-	case ".safetensors":
-		f, err := safetensors.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		if !strings.Contains(f.Meta[networkKey], `"nodes"`) { // the configuration of a built-in architecture, not a graph
-			return readTrained(path)
-		}
-		net, err := safetensors.DecodeNetwork(f, quant.StoredTypes()...)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		return net, nil
-	}
-	return nil, usageErrorf("%s: a network is read from .onnx or .safetensors", path)
 }
 
 // chooseBatch keeps the inputs of one pass below 64 MB.

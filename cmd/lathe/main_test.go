@@ -226,7 +226,7 @@ func TestTrainThenEval(t *testing.T) {
 	if code, _, errs := lathe(t, append(train, onnx)...); code != 0 {
 		t.Fatal(errs)
 	}
-	for _, args := range [][]string{{safetensors}, {onnx, "--data", "digits"}} {
+	for _, args := range [][]string{{safetensors}, {onnx}, {onnx, "--data", "digits"}} { // both files say on what they were trained
 		code, out, errs := lathe(t, append([]string{"eval", "--backend", "go", "--json"}, args...)...)
 		var q quality
 		if err := json.Unmarshal([]byte(out), &q); code != 0 || err != nil {
@@ -236,6 +236,7 @@ func TestTrainThenEval(t *testing.T) {
 			t.Errorf("eval %v: accuracy %v, train printed %v", args, q.Accuracy, trained.Accuracy)
 		}
 	}
+	compressTrained(t, safetensors, trained.Accuracy)
 	if left, _ := filepath.Glob(filepath.Join(dir, "*.ckpt")); len(left) != 0 {
 		t.Errorf("checkpoints are left: %v", left)
 	}
@@ -246,6 +247,50 @@ func TestTrainThenEval(t *testing.T) {
 		t.Errorf("eval on images of another size: exit code %d, %s", code, errs)
 	}
 	hostileModels(t, safetensors)
+}
+
+// compressTrained quantises what train wrote, from safetensors and to safetensors.
+func compressTrained(t *testing.T, model string, accuracy float64) {
+	t.Helper()
+	set, err := loadLabelled(t.Context(), "digits", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	calib, out := filepath.Join(dir, "calib.npy"), filepath.Join(dir, "small.safetensors")
+	if err := data.WriteNPYFile(calib, []int{64, 64}, set.Floats(data.Range(64), nil)); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := lathe(t, "compress", model, "--method", "minmax", "--calib", calib, "--report", "none", "-o", out, "--backend", "go"); code != 0 {
+		t.Fatal(code, errs)
+	}
+	before, err := os.Stat(model)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(out)
+	if err != nil || after.Size()*3 > before.Size() {
+		t.Errorf("%d bytes of %d, %v", after.Size(), before.Size(), err)
+	}
+	code, stdout, errs := lathe(t, "eval", out, "--json", "--backend", "go") // it still knows its data
+	var q quality
+	if err := json.Unmarshal([]byte(stdout), &q); code != 0 || err != nil {
+		t.Fatalf("exit code %d, %v: %s%s", code, err, stdout, errs)
+	}
+	if q.Accuracy < accuracy-.02 {
+		t.Errorf("accuracy %g at 8 bits, %g before", q.Accuracy, accuracy)
+	}
+	net, err := readNetwork(out, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c trainConfig
+	if err := json.Unmarshal([]byte(net.Meta[trainKey]), &c); err != nil || c.Norm != "layer" || len(c.Classes) != 10 || net.Meta[compressKey] != "minmax W8A8" {
+		t.Errorf("%v %+v", err, net.Meta)
+	}
+	if code, _, errs := lathe(t, "compress", model, "--method", "minmax", "--calib", calib, "--shape", "x=1,64", "-o", out+".onnx"); code != 2 || !strings.Contains(errs, "leaves none") {
+		t.Error(code, errs)
+	}
 }
 
 // hostileModels changes a good file in ways that must be refused.
@@ -259,13 +304,15 @@ func hostileModels(t *testing.T, good string) {
 	for name, content := range map[string][]byte{
 		"cut":             b[:len(b)/2],
 		"empty":           nil,
-		"no metadata":     swap("lathe.network", "other.network"),
-		"broken metadata": swap(`{\"arch\"`, `[\"arch\"`),
-		"another arch":    swap(`\"mlp\"`, `\"mlq\"`),
-		"another norm":    swap(`\"layer\"`, `\"batch\"`),
-		"huge images":     swap(`[8,8,1]`, `[999,8,1]`[:7]),
-		"larger images":   swap(`[8,8,1]`, `[9,9,9]`),
-		"no classes":      swap(`[8,8,1]`, `[8,0,1]`),
+		"no graph":        swap("lathe.network", "other.network"),
+		"broken graph":    swap(`{\"version\"`, `[\"version\"`),
+		"newer graph":     swap(`\"version\":1`, `\"version\":2`),
+		"unknown op":      swap("nn.LayerNorm", "nn.LayerNurm"),
+		"another input":   swap(`[1,64]`, `[1,65]`),
+		"negative input":  swap(`[1,64]`, `[1,-4]`),
+		"lost parameter":  swap(`\"name\":\"fc1.w\"`, `\"name\":\"fc9.w\"`),
+		"turned weight":   swap(`[256,64]`, `[64,256]`),
+		"tensors missing": swap(`"head.b":`, `"head.c":`),
 	} {
 		path := filepath.Join(t.TempDir(), "m.safetensors")
 		if err := os.WriteFile(path, content, 0o644); err != nil {

@@ -3,107 +3,78 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"strings"
 
+	"github.com/lathe-ml/lathe/compress/quant"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
 	"github.com/lathe-ml/lathe/nn/safetensors"
 )
 
-// networkKey is the metadata of a safetensors file under which train notes how the network is built.
-const networkKey = "lathe.network"
+// Metadata of the network files that lathe writes.
+const (
+	trainKey      = "lathe.train"    // how it was trained, a trainConfig
+	compressKey   = "lathe.compress" // how it was compressed
+	preprocessKey = "preprocess"     // how pictures become its input, see preprocessHelp
+)
 
-// writeTrained writes a trained network by the ending of the file's name: ONNX, or safetensors with the configuration
-// from which readTrained builds the network again.
-func writeTrained(path string, net *nn.Network, c trainConfig) error {
-	if strings.HasSuffix(path, ".onnx") {
-		return onnx.WriteFile(path, net, onnx.WriteOptions{})
+// isNetworkFile says whether a file of this name can hold a network.
+func isNetworkFile(path string) bool {
+	ext := strings.ToLower(filepath.Ext(path))
+	return ext == ".onnx" || ext == ".safetensors"
+}
+
+// readNetwork reads a network file by the ending of its name; dims gives the shapes of inputs that an ONNX model leaves
+// open.
+func readNetwork(path string, dims map[string][]int) (*nn.Network, error) {
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".onnx":
+		return onnx.ReadFile(path, onnx.Options{Dims: dims})
+	case ".safetensors":
+		if len(dims) > 0 {
+			return nil, usageErrorf("--shape is for ONNX models that leave a shape open; %s leaves none", path)
+		}
+		return safetensors.ReadNetwork(path, quant.StoredTypes()...)
 	}
-	config, err := json.Marshal(c)
+	return nil, usageErrorf("%s: a network is read from .onnx or .safetensors", path)
+}
+
+// writeNetwork writes a network file by the ending of its name. opset is that of an ONNX file; 0 is the writer's own.
+func writeNetwork(path string, net *nn.Network, opset int) error {
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".onnx":
+		return onnx.WriteFile(path, net, onnx.WriteOptions{Opset: opset})
+	case ".safetensors":
+		return safetensors.WriteNetwork(path, net)
+	}
+	return usageErrorf("%s: a network is written as .onnx or .safetensors", path)
+}
+
+// note keeps in a network how it was trained and what its input is.
+func (c *trainConfig) note(net *nn.Network) error {
+	text, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	f := &safetensors.File{Meta: map[string]string{networkKey: string(config), "format": "pt"}}
-	for p := range net.Params.All() {
-		f.Tensors = append(f.Tensors, safetensors.FromFloats(p.Name, p.Data(), p.Value.Shape().Dimensions...))
+	if net.Meta == nil {
+		net.Meta = map[string]string{}
 	}
-	return safetensors.WriteFile(path, f)
-}
-
-// readTrained reads a safetensors file that writeTrained wrote.
-func readTrained(path string) (*nn.Network, error) {
-	f, err := safetensors.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	c, ok, err := trainedConfig(f)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if !ok {
-		return nil, fmt.Errorf("%s: holds tensors but not how the network is built (no metadata %q): only safetensors that \"lathe train\" wrote are networks; give an ONNX file instead", path, networkKey)
-	}
-	net, err := c.build()
-	if err != nil {
-		return nil, fmt.Errorf("%s: metadata %q: %w", path, networkKey, err)
-	}
-	if len(f.Tensors) != net.Params.Len() {
-		return nil, fmt.Errorf("%s: has %d tensors, the network %d parameters", path, len(f.Tensors), net.Params.Len())
-	}
-	for p := range net.Params.All() {
-		t := f.Tensor(p.Name)
-		if t == nil {
-			return nil, fmt.Errorf("%s: tensor %q is missing", path, p.Name)
+	net.Meta[trainKey] = string(text)
+	if net.Inputs[0].Shape.Rank() == 4 { // pictures of just this size, in [0, 1]
+		channels := "grey"
+		if c.Shape[2] == 3 {
+			channels = "rgb"
 		}
-		values, err := t.Floats()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		if fmt.Sprint(t.Shape) != fmt.Sprint(p.Value.Shape().Dimensions) {
-			return nil, fmt.Errorf("%s: tensor %q has the shape %v, the network's parameter %v", path, p.Name, t.Shape, p.Value.Shape().Dimensions)
-		}
-		if err := p.SetData(values); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
+		net.Meta[preprocessKey] = fmt.Sprintf("resize=%dx%d,mean=0,std=1,channels=%s", c.Shape[1], c.Shape[0], channels)
 	}
-	net.Meta = map[string]string{networkKey: f.Meta[networkKey]}
-	return net, nil
-}
-
-// trainedConfig is the configuration in a file's metadata; ok is false when there is none. Sizes are checked, since the
-// file may come from anywhere.
-func trainedConfig(f *safetensors.File) (c trainConfig, ok bool, err error) {
-	text, ok := f.Meta[networkKey]
-	if !ok {
-		return c, false, nil
-	}
-	if err := json.Unmarshal([]byte(text), &c); err != nil {
-		return c, true, fmt.Errorf("metadata %q: %w", networkKey, err)
-	}
-	for _, n := range append(c.Shape[:], len(c.Classes)) {
-		if n < 1 || n > 4096 {
-			return c, true, fmt.Errorf("metadata %q: shape %v with %d classes; sizes must be 1 to 4096", networkKey, c.Shape, len(c.Classes))
-		}
-	}
-	if c.Shape[0]*c.Shape[1]*c.Shape[2] > 1<<22 {
-		return c, true, fmt.Errorf("metadata %q: images of shape %v are larger than 4 million values", networkKey, c.Shape)
-	}
-	elements := 0
-	for _, t := range f.Tensors {
-		elements += t.Elements()
-	}
-	for _, a := range architectures {
-		if a.name == c.Arch && a.least(c.Shape[0], c.Shape[1], c.Shape[2], len(c.Classes)) > elements {
-			return c, true, fmt.Errorf("metadata %q: a %s for images of shape %v has more parameters than the file (%d)", networkKey, c.Arch, c.Shape, elements)
-		}
-	}
-	return c, true, nil
+	return nil
 }
 
 // trainedOn names the data set that a network was trained on; "" when it does not say.
 func trainedOn(net *nn.Network) string {
 	var c trainConfig
-	if json.Unmarshal([]byte(net.Meta[networkKey]), &c) != nil {
+	if json.Unmarshal([]byte(net.Meta[trainKey]), &c) != nil {
 		return ""
 	}
 	return c.Data

@@ -29,7 +29,7 @@ import (
 	"github.com/lathe-ml/lathe/nn/zoo"
 )
 
-// trainConfig is what a training run depends on; it travels in the written file and names its checkpoint.
+// trainConfig is what a training run depends on; it travels in the written file's metadata and names its checkpoint.
 type trainConfig struct {
 	Arch      string  `json:"arch"`
 	Data      string  `json:"data"`
@@ -55,9 +55,6 @@ type architecture struct {
 	name string
 	norm string // default
 	new  func(h, w, c, classes int, norm nn.Norm, seed uint64) (*nn.Network, error)
-	// least is a lower bound of the parameters, so that a file that claims more than it holds is refused before anything
-	// is allocated.
-	least func(h, w, c, classes int) int
 }
 
 // architectures is what --arch knows.
@@ -70,20 +67,15 @@ var architectures = []architecture{
 			}
 			return zoo.ViT(zoo.ViTOptions{Size: h, Channels: c, Patch: patchOf(h), Classes: classes, Norm: orNone(norm), Seed: seed})
 		},
-		func(h, _, c, classes int) int {
-			p := patchOf(h)
-			return 64 * ((h/p)*(h/p) + p*p*c + classes)
-		},
 	},
-	{"resnet8", "batch", resnet(1), leastResNet},
-	{"resnet14", "batch", resnet(2), leastResNet},
-	{"resnet20", "batch", resnet(3), leastResNet},
+	{"resnet8", "batch", resnet(1)},
+	{"resnet14", "batch", resnet(2)},
+	{"resnet20", "batch", resnet(3)},
 	{
 		"mlp", "none",
 		func(h, w, c, classes int, norm nn.Norm, seed uint64) (*nn.Network, error) {
 			return zoo.MLP(zoo.MLPOptions{Inputs: h * w * c, Classes: classes, Norm: norm, Seed: seed})
 		},
-		func(h, w, c, classes int) int { return 256 * (h*w*c + classes) },
 	},
 }
 
@@ -104,8 +96,6 @@ func resnet(blocks int) func(h, w, c, classes int, norm nn.Norm, seed uint64) (*
 		return zoo.ResNet(zoo.ResNetOptions{Size: h, Channels: c, Blocks: blocks, Classes: classes, Norm: orNone(norm), Seed: seed})
 	}
 }
-
-func leastResNet(_, _, c, classes int) int { return 9*16*c + 64*classes }
 
 // noNorm stands at a norm slot that is to stay empty; build takes it out again.
 type noNorm struct{ nn.Unary }
@@ -139,8 +129,8 @@ func newTrainCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "train",
 		Short: "Train a network from scratch on a data set",
-		Long: `Train a classifier and write it as safetensors, whose head says how the network is built, or as ONNX; "lathe eval"
-and "lathe compress" take both.
+		Long: `Train a classifier and write it as safetensors, whose metadata holds the network's graph, or as ONNX; "lathe eval" and
+"lathe compress" take both. Either file says on what and how it was trained (metadata "lathe.train").
 
 A checkpoint is kept beside the output while the training goes on. After Ctrl-C, a crash or a kill the same command
 goes on from the last checkpoint, bit for bit as if nothing had happened (on backend go); --fresh starts over.`,
@@ -240,7 +230,7 @@ func (a *app) train(ctx context.Context, c trainConfig, out string, fresh bool) 
 	if err := c.check(); err != nil {
 		return err
 	}
-	if !strings.HasSuffix(out, ".safetensors") && !strings.HasSuffix(out, ".onnx") {
+	if !isNetworkFile(out) {
 		return usageErrorf("-o %q: the name must end in .safetensors or .onnx", out)
 	}
 	if st, err := os.Stat(filepath.Dir(out)); err != nil || !st.IsDir() {
@@ -367,7 +357,10 @@ func (a *app) fit(ctx context.Context, c trainConfig, net *nn.Network, train lab
 	if err != nil {
 		return r, err
 	}
-	if err := writeTrained(out, net, c); err != nil {
+	if err := c.note(net); err != nil {
+		return r, err
+	}
+	if err := writeNetwork(out, net, 0); err != nil {
 		return r, err
 	}
 	st, err := os.Stat(out)

@@ -196,7 +196,7 @@ func TestUpscaleExportRunsAsTheNetworkDoes(t *testing.T) {
 		}
 		y[i] = nn.Floats(out[0])
 	}
-	if len(y[0]) != 9*27*14 || len(y[0]) != len(y[1]) {
+	if len(y[0]) != 27*42 || len(y[0]) != len(y[1]) {
 		t.Fatalf("%d and %d samples", len(y[0]), len(y[1]))
 	}
 	for i, v := range y[0] {

@@ -10,72 +10,9 @@ import (
 )
 
 var (
-	_ onnx.Exporter       = FakeQuantize{}
 	_ onnx.Exporter       = LogQuantize{}
 	_ onnx.WeightExporter = Uniform{}
 )
-
-// ExportONNX writes QuantizeLinear and DequantizeLinear. Fewer than eight bits limit the input to the grid's range
-// first, since the codes saturate only at the range of uint8. A zero point that no uint8 holds (fractional, or a range
-// without 0) is written with elementary operators, which compute the same.
-func (d FakeQuantize) ExportONNX(e *onnx.Emitter, n *nn.Node) error {
-	scale, zero := e.Network().Param(n, "scale"), e.Network().Param(n, "zero")
-	if scale == nil || zero == nil {
-		return fmt.Errorf("its scale or zero point is missing")
-	}
-	s, z := scale.Data(), zero.Data()
-	x, layout := e.Any(n, 0)
-	rank := e.Shape(n.In[0]).Rank()
-	at := rank - 1 // where the channels are
-	if layout != nil {
-		at = slices.Index(layout, rank-1)
-	}
-	top := float64(int(1)<<d.Bits - 1)
-	// constant gives one number, or one per channel in the shape that broadcasts over x.
-	constant := func(base string, v []float32) string {
-		if len(v) == 1 {
-			return e.Floats(n.Name+"/"+base, v)
-		}
-		dims := slices.Repeat([]int{1}, rank)
-		dims[at] = len(v)
-		return e.Floats(n.Name+"/"+base, v, dims...)
-	}
-	native := true
-	for _, v := range z {
-		native = native && v == float32(math.Trunc(float64(v))) && v >= 0 && v <= 255
-	}
-	if !native {
-		sc, zp := constant("scale", s), constant("zero", z)
-		y := e.Node("Round", n.Name+"/round", []string{e.Node("Div", n.Name+"/div", []string{x, sc})})
-		y = e.Node("Clip", n.Name+"/codes", []string{e.Node("Add", n.Name+"/shift", []string{y, zp}), e.Scalar(0), e.Scalar(top)})
-		e.Out(n, layout, "Mul", []string{e.Node("Sub", n.Name+"/centred", []string{y, zp}), sc})
-		return nil
-	}
-	if d.Bits < 8 {
-		lo, hi := make([]float32, len(s)), make([]float32, len(s))
-		for i := range s {
-			lo[i], hi[i] = -z[i]*s[i], (float32(top)-z[i])*s[i]
-		}
-		if len(s) == 1 {
-			x = e.Node("Clip", n.Name+"/grid", []string{x, e.Floats(n.Name+"/lo", lo), e.Floats(n.Name+"/hi", hi)})
-		} else {
-			x = e.Node("Max", n.Name+"/grid", []string{e.Node("Min", n.Name+"/below", []string{x, constant("hi", hi)}), constant("lo", lo)})
-		}
-	}
-	var dims []int
-	var attrs []onnx.Attr
-	if len(s) > 1 {
-		dims, attrs = []int{len(s)}, []onnx.Attr{onnx.Int("axis", at)}
-	}
-	codes := make([]int32, len(z))
-	for i, v := range z {
-		codes[i] = int32(v)
-	}
-	in := []string{e.Floats(n.Name+"/scale", s, dims...), e.Codes(n.Name+"/zero", onnx.Uint8, codes, dims...)}
-	q := e.Node("QuantizeLinear", n.Name+"/codes", append([]string{x}, in...), attrs...)
-	e.Out(n, layout, "DequantizeLinear", append([]string{q}, in...), attrs...)
-	return nil
-}
 
 // ExportONNX writes the grid with elementary operators: ONNX has no logarithmic quantiser.
 func (d LogQuantize) ExportONNX(e *onnx.Emitter, n *nn.Node) error {

@@ -95,7 +95,7 @@ func (q MinMaxPTQ) Compress(ctx context.Context, b compute.Backend, net *nn.Netw
 		}
 		s, z := RangeAffine(lo, hi, q.ActBits)
 		first := readers[v][0]
-		node, err := insertQuantizer(out, first.node, first.input, newFakeQuantize(q.ActBits, false), []float64{s}, []float64{z})
+		node, err := insertQuantizer(out, first.node, first.input, nn.QuantizeDequantize{Bits: q.ActBits}, []float64{s}, []float64{z})
 		if err != nil {
 			return nil, err
 		}

@@ -80,7 +80,7 @@ func TestGraphQuantisersEqualHostQuantisers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := runOp(t, newFakeQuantize(bits, axis == 1), x, a.Scale, a.Zero)
+			got := runOp(t, nn.QuantizeDequantize{Bits: bits, PerChannel: axis == 1}, x, a.Scale, a.Zero)
 			if !slices.Equal(got, want) {
 				t.Errorf("%d bits, axis %d: graph %v, host %v", bits, axis, got, want)
 			}
@@ -199,7 +199,7 @@ func TestRepQViTQuantisesWhatThePaperSays(t *testing.T) {
 			t.Errorf("attention probabilities of block %d are quantised by %v", i, res.Network.Producer(q).Op)
 		}
 		for _, v := range append(res.Network.Node(fmt.Sprintf("blk.%d.attn.logits", i)).In, probs.In[1]) {
-			if _, ok := res.Network.Producer(v).Op.(FakeQuantize); !ok {
+			if _, ok := res.Network.Producer(v).Op.(nn.QuantizeDequantize); !ok {
 				t.Errorf("operand %s is not quantised", v)
 			}
 		}
@@ -389,7 +389,7 @@ func TestRepQViTOnFusedQKV(t *testing.T) {
 	if e := compress.RelativeError(outputs(t, net, in), outputs(t, res.Network, in)); e > 1e-2 {
 		t.Errorf("relative error %g", e)
 	}
-	if op := res.Network.Node("norm.quant").Op.(FakeQuantize); op.PerChannel {
+	if op := res.Network.Node("norm.quant").Op.(nn.QuantizeDequantize); op.PerChannel {
 		t.Error("the norm's grid is still channel-wise")
 	}
 	if _, ok := res.Network.Producer(res.Network.Node("ctx").In[0]).Op.(LogQuantize); !ok {
@@ -549,7 +549,7 @@ func TestMinMaxPTQ(t *testing.T) {
 	}
 }
 
-func TestFakeQuantizePassesGradientsWhileTraining(t *testing.T) {
+func TestQuantisedActivationsAreTheSameWhileTraining(t *testing.T) {
 	// Training mode must give the same values as inference up to rounding: the gradient trick adds and subtracts x.
 	net := smallViT(t, nil)
 	x := images(8, 8, 8, 1)

@@ -11,23 +11,6 @@ import (
 	"github.com/lathe-ml/lathe/nn"
 )
 
-// FakeQuantize moves an activation to a uniform grid and back:
-//
-//	y = (clip(round(x/scale) + zero, 0, 2^Bits-1) - zero) * scale
-//
-// Its parameters "scale" and "zero" have one element, or one per channel (last axis). It is nn.QuantizeDequantize whose
-// zero point may be any number, as the percentile search and fractional reparameterisation give it, and which knows how
-// to write that to ONNX.
-type FakeQuantize struct{ nn.QuantizeDequantize }
-
-// newFakeQuantize is an unsigned grid of so many bits.
-func newFakeQuantize(bits int, perChannel bool) FakeQuantize {
-	return FakeQuantize{nn.QuantizeDequantize{Bits: bits, PerChannel: perChannel}}
-}
-
-// Kind returns "fakequantize".
-func (FakeQuantize) Kind() string { return "fakequantize" }
-
 // LogQuantize moves a non-negative activation, such as softmax outputs, to a logarithmic grid with an exact zero: with
 // PerOctave 2 the grid of LogSqrt2, with 1 that of Log2. Its parameter "scale" has one element.
 //

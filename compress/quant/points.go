@@ -117,7 +117,7 @@ func isQuantisable(n *nn.Node) bool {
 func refuseQuantised(net *nn.Network) error {
 	for _, n := range net.Nodes {
 		switch n.Op.(type) {
-		case nn.QuantizeDequantize, FakeQuantize, LogQuantize:
+		case nn.QuantizeDequantize, LogQuantize:
 			return fmt.Errorf("the network is quantised already (node %q); start from the float network", n.Name)
 		}
 	}
@@ -233,7 +233,7 @@ func describe(ctx context.Context, b compute.Backend, ref, net *nn.Network, cali
 		}
 		if p := net.Producer(source(net, n.In[0], sh)); p != nil {
 			switch q := p.Op.(type) {
-			case FakeQuantize:
+			case nn.QuantizeDequantize:
 				s.InputBits = q.Bits
 				if s.Note = "per tensor"; q.PerChannel {
 					s.Note = "per channel"

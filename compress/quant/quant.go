@@ -1,8 +1,9 @@
 // Package quant makes the weights and activations of a trained network low-precision integers.
 //
 // It holds the number formats (Affine, LogSqrt2, Log2), how their parameters are fitted to data (CalibrateUniform,
-// CalibrateLogSqrt2), how a site stores such weights (Uniform), the operations that quantise activations (FakeQuantize,
-// LogQuantize), and the methods: RepQViT for pre-norm transformers, MinMaxPTQ for any feed-forward network.
+// CalibrateLogSqrt2), how a site stores such weights (Uniform), the operation that moves softmax outputs to a logarithmic
+// grid (LogQuantize; uniform grids are nn.QuantizeDequantize), and the methods: RepQViT for pre-norm transformers,
+// MinMaxPTQ for any feed-forward network.
 package quant
 
 import (
@@ -26,7 +27,7 @@ var (
 )
 
 // StoredTypes are the ops and stored forms of this package that a network file may name, for safetensors.ReadNetwork.
-func StoredTypes() []any { return []any{Uniform{}, FakeQuantize{}, LogQuantize{}} }
+func StoredTypes() []any { return []any{Uniform{}, LogQuantize{}} }
 
 func checkBits(bits int) error {
 	if bits < 2 || bits > 8 {

@@ -262,7 +262,7 @@ func (w *repqWalk) quantiseValue(n *nn.Node, p point, x []float32, shape []int) 
 			return nil, err
 		}
 		w.channel[w.net.Producer(n.In[p.input]).Name] = g
-		return insertQuantizer(w.net, n, p.input, newFakeQuantize(bits, true), g.Scale, g.Zero)
+		return insertQuantizer(w.net, n, p.input, nn.QuantizeDequantize{Bits: bits, PerChannel: true}, g.Scale, g.Zero)
 	case roleInput:
 		bits = w.InputBits
 	}
@@ -270,7 +270,7 @@ func (w *repqWalk) quantiseValue(n *nn.Node, p point, x []float32, shape []int) 
 	if err != nil {
 		return nil, err
 	}
-	return insertQuantizer(w.net, n, p.input, newFakeQuantize(bits, false), g.Scale, g.Zero)
+	return insertQuantizer(w.net, n, p.input, nn.QuantizeDequantize{Bits: bits}, g.Scale, g.Zero)
 }
 
 // reparameterize folds a norm's channel-wise grid into it and its readers and refits their weights.
@@ -312,7 +312,7 @@ func (w *repqWalk) reparameterize(norm *nn.Node) error {
 		norm.Op = op
 	}
 	q := w.net.Producer(w.quantised[norm.Out[0]])
-	q.Op = newFakeQuantize(w.ActBits, false)
+	q.Op = nn.QuantizeDequantize{Bits: w.ActBits}
 	w.net.SetParam(q, "scale", nn.Constant, []float32{float32(scale)}, 1)
 	w.net.SetParam(q, "zero", nn.Constant, []float32{float32(zero)}, 1)
 	for i, r := range readers {

@@ -108,8 +108,13 @@ func TestCosine(t *testing.T) {
 	for _, c := range []struct {
 		a, b []float32
 		want float64
-	}{{[]float32{1, 0}, []float32{0, 2}, 0}, {[]float32{1, 2}, []float32{2, 4}, 1}, {[]float32{1, 1}, []float32{-3, -3}, -1},
-		{[]float32{0, 0}, []float32{0, 0}, 1}, {[]float32{0, 0}, []float32{1, 0}, 0}} {
+	}{
+		{[]float32{1, 0}, []float32{0, 2}, 0},
+		{[]float32{1, 2}, []float32{2, 4}, 1},
+		{[]float32{1, 1}, []float32{-3, -3}, -1},
+		{[]float32{0, 0}, []float32{0, 0}, 1},
+		{[]float32{0, 0}, []float32{1, 0}, 0},
+	} {
 		if got, err := Cosine(c.a, c.b); err != nil || math.Abs(got-c.want) > 1e-12 {
 			t.Errorf("cosine of %v and %v is %v, %v; want %v", c.a, c.b, got, err, c.want)
 		}

@@ -1,6 +1,7 @@
 package onnx
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -915,42 +916,67 @@ func exportResize(e *Emitter, n *nn.Node) error {
 	return nil
 }
 
+// exportQuantizeDequantize writes QuantizeLinear and DequantizeLinear. Fewer than eight bits limit the input to the
+// grid's range first, since the codes saturate only at the range of their type. A zero point that is no code of the type
+// (fractional, or a range without 0) is written with elementary operators, which compute the same.
 func exportQuantizeDequantize(e *Emitter, n *nn.Node) error {
 	d := n.Op.(nn.QuantizeDequantize)
-	x, layout := e.Any(n, 0)
-	r := e.Shape(n.In[0]).Rank()
 	scale, zero := e.net.Param(n, "scale"), e.net.Param(n, "zero")
 	if scale == nil || zero == nil {
-		return fmt.Errorf("scale or zero point is missing")
+		return errors.New("its scale or zero point is missing")
+	}
+	if d.Bits < 2 || d.Bits > 8 {
+		return fmt.Errorf("%d bits, want 2 to 8", d.Bits)
+	}
+	s, z := scale.Data(), zero.Data()
+	if len(s) != len(z) {
+		return fmt.Errorf("it has %d scales and %d zero points", len(s), len(z))
+	}
+	x, layout := e.Any(n, 0)
+	rank := e.Shape(n.In[0]).Rank()
+	at := position(layout, -1, rank) // where the channels are
+	// constant gives one number, or one per channel in the shape that broadcasts over x.
+	constant := func(base string, v []float32) string {
+		if len(v) == 1 {
+			return e.Floats(base, v)
+		}
+		dims := slices.Repeat([]int{1}, rank)
+		dims[at] = len(v)
+		return e.Floats(base, v, dims...)
 	}
 	lo, hi := d.Range()
-	t := Uint8
-	switch {
-	case lo < 0 && d.Bits > 8:
-		return fmt.Errorf("%d bits are not written", d.Bits)
-	case lo < 0:
-		t = Int8
+	t, least, most := Uint8, float32(0), float32(255)
+	if d.Signed {
+		t, least, most = Int8, -128, 127
 	}
-	dims := []int{}
-	if d.PerChannel {
-		dims = []int{len(scale.Data())}
-	}
-	codes := make([]int32, len(zero.Data()))
-	for i, z := range zero.Data() {
-		codes[i] = int32(math.RoundToEven(float64(z)))
-	}
-	if d.Bits < 8 { // codes saturate at the type's range: limit the input to the grid's instead
-		if d.PerChannel {
-			return fmt.Errorf("%d bits per channel are not written", d.Bits)
+	codes := make([]int32, len(z))
+	for i, v := range z {
+		if v != float32(math.Trunc(float64(v))) || v < least || v > most {
+			sc, zp := constant(scale.Name, s), constant(zero.Name, z)
+			y := e.Node("Round", n.Name+"/round", []string{e.Node("Div", n.Name+"/div", []string{x, sc})})
+			y = e.Node("Clip", n.Name+"/codes", []string{e.Node("Add", n.Name+"/shift", []string{y, zp}), e.Scalar(lo), e.Scalar(hi)})
+			e.Out(n, layout, "Mul", []string{e.Node("Sub", n.Name+"/centred", []string{y, zp}), sc})
+			return nil
 		}
-		s, z := float64(scale.Data()[0]), float64(codes[0])
-		x = e.Node("Clip", n.Name+"/grid", []string{x, e.Scalar((lo - z) * s), e.Scalar((hi - z) * s)})
+		codes[i] = int32(v)
 	}
-	in := []string{e.Floats(scale.Name, scale.Data(), dims...), e.Codes(zero.Name, t, codes, dims...)}
+	if d.Bits < 8 {
+		below, above := make([]float32, len(s)), make([]float32, len(s))
+		for i := range s {
+			below[i], above[i] = (float32(lo)-z[i])*s[i], (float32(hi)-z[i])*s[i]
+		}
+		if len(s) == 1 {
+			x = e.Node("Clip", n.Name+"/grid", []string{x, e.Scalar(float64(below[0])), e.Scalar(float64(above[0]))})
+		} else {
+			x = e.Node("Max", n.Name+"/grid", []string{e.Node("Min", n.Name+"/below", []string{x, constant(n.Name+"/hi", above)}), constant(n.Name+"/lo", below)})
+		}
+	}
+	var dims []int
 	var attrs []Attr
-	if d.PerChannel {
-		attrs = append(attrs, Int("axis", position(layout, -1, r)))
+	if len(s) > 1 {
+		dims, attrs = []int{len(s)}, []Attr{Int("axis", at)}
 	}
+	in := []string{e.Floats(scale.Name, s, dims...), e.Codes(zero.Name, t, codes, dims...)}
 	q := e.Node("QuantizeLinear", n.Name+"/codes", append([]string{x}, in...), attrs...)
 	e.Out(n, layout, "DequantizeLinear", append([]string{q}, in...), attrs...)
 	return nil

@@ -83,14 +83,23 @@ func written(t *testing.T) map[string]*nn.Network {
 	x = b.Add("instance", nn.GroupNorm{Groups: 8, NoAffine: true}, x)
 	x = b.Add("qdq", nn.QuantizeDequantize{Bits: 8}, x)
 	x = b.Add("qdq4", nn.QuantizeDequantize{Bits: 4, Signed: true}, x)
+	x = b.Add("qdqc", nn.QuantizeDequantize{Bits: 5, PerChannel: true}, x)
+	x = b.Add("qdqs", nn.QuantizeDequantize{Bits: 6, Signed: true, PerChannel: true}, x)
+	x = b.Add("qdqf", nn.QuantizeDequantize{Bits: 6}, x) // a zero point that is a fraction
+	x = b.Add("qdqo", nn.QuantizeDequantize{Bits: 8}, x) // one that is no code
 	x = b.Add("norm2", nn.LayerNorm{Axes: []int{1, 2}, NoBias: true}, x)
 	x = b.Add("rms1", nn.RMSNorm{Axes: []int{1}, NoGain: true}, x)
 	x = b.Add("sm", nn.Softmax{Axis: 2}, x)
 	y := b.Add("pooled", nn.Reduce{Fn: "ReduceMax", Axes: []int{2}}, x)
 	net, err := b.Finish(x, y, b.Add("arg", nn.ArgMax{Axis: -1}, y))
 	net = randomized(t, net, err)
-	for name, v := range map[string]float32{"qdq.scale": .02, "qdq.zero": 120, "qdq4.scale": .3, "qdq4.zero": 1} {
-		if err := net.Params.Get(name).SetData([]float32{v}); err != nil {
+	for name, v := range map[string][]float32{
+		"qdq.scale": {.02}, "qdq.zero": {120}, "qdq4.scale": {.3}, "qdq4.zero": {1},
+		"qdqc.scale": {.1, .11, .12, .13, .14, .15, .16, .17}, "qdqc.zero": {16, 15, 14, 13, 12, 17, 18, 19},
+		"qdqs.scale": {.07, .08, .09, .1, .11, .12, .13, .14}, "qdqs.zero": {0, 1, -1, 2, -2, 3, -3, 0},
+		"qdqf.scale": {.053}, "qdqf.zero": {30.25}, "qdqo.scale": {.021}, "qdqo.zero": {-7},
+	} {
+		if err := net.Params.Get(name).SetData(v); err != nil {
 			t.Fatal(err)
 		}
 	}
