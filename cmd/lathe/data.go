@@ -144,7 +144,10 @@ Checksums are verified, and files that are there are left alone.`,
 						bar.Set(int(done>>10), int(max(total, 1024)>>10)) // in KiB
 					})
 					bar.Close()
-				} else if !data.Have(e.Name) && len(args) > 0 {
+				} else if !data.Have(e.Name) {
+					if all { // an extra, which only its name brings
+						continue
+					}
 					err = fmt.Errorf("%s: is still not complete", e.Name)
 				}
 				if cmd.Context().Err() != nil {

@@ -165,6 +165,12 @@ func exportDemo(dir string, float, compressed *nn.Network, calib, test *data.Ima
 		return err
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
+	for _, net := range []*nn.Network{float, compressed} {
+		if net.Meta == nil {
+			net.Meta = map[string]string{}
+		}
+		net.Meta[preprocessKey] = plainPictures(test)
+	}
 	if err := onnx.WriteFile(file("vit-a.onnx"), float, onnx.WriteOptions{}); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/lathe-ml/lathe/compress/quant"
+	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
 	"github.com/lathe-ml/lathe/nn/safetensors"
@@ -61,14 +62,19 @@ func (c *trainConfig) note(net *nn.Network) error {
 		net.Meta = map[string]string{}
 	}
 	net.Meta[trainKey] = string(text)
-	if net.Inputs[0].Shape.Rank() == 4 { // pictures of just this size, in [0, 1]
-		channels := "grey"
-		if c.Shape[2] == 3 {
-			channels = "rgb"
-		}
-		net.Meta[preprocessKey] = fmt.Sprintf("resize=%dx%d,mean=0,std=1,channels=%s", c.Shape[1], c.Shape[0], channels)
+	if net.Inputs[0].Shape.Rank() == 4 {
+		net.Meta[preprocessKey] = plainPictures(&data.Images{H: c.Shape[0], W: c.Shape[1], C: c.Shape[2]})
 	}
 	return nil
+}
+
+// plainPictures is the preprocessing of networks that take pictures as m has them, in [0, 1].
+func plainPictures(m *data.Images) string {
+	channels := "grey"
+	if m.C == 3 {
+		channels = "rgb"
+	}
+	return fmt.Sprintf("resize=%dx%d,mean=0,std=1,channels=%s", m.W, m.H, channels)
 }
 
 // trainedOn names the data set that a network was trained on; "" when it does not say.

@@ -6,14 +6,17 @@ import (
 	"image"
 	"image/color"
 	"image/draw"
+	"math"
 	"strings"
 
+	xdraw "golang.org/x/image/draw"
 	"golang.org/x/image/font"
 	"golang.org/x/image/font/gofont/goitalic"
 	"golang.org/x/image/font/gofont/gomono"
 	"golang.org/x/image/font/gofont/goregular"
 	"golang.org/x/image/font/gofont/gosmallcaps"
 	"golang.org/x/image/font/opentype"
+	"golang.org/x/image/math/f64"
 	"golang.org/x/image/math/fixed"
 
 	"github.com/lathe-ml/lathe/internal/rng"
@@ -25,7 +28,10 @@ var fonts = [][]byte{goregular.TTF, goitalic.TTF, gomono.TTF, gosmallcaps.TTF}
 // PageOptions say how a page looks. The zero value is a sheet of 620 by 877 pixels (A4 at 75 dots per inch).
 type PageOptions struct {
 	Width, Height int // pixels; 0: 620 and 877
-	Seed          uint64
+	// Scan makes it a copy from a scanner or a telephone: up to 6 degrees askew, with faded ink, uneven light, some blur and
+	// noise.
+	Scan bool
+	Seed uint64
 }
 
 // Page sets a text from some place of it as one page: face, size, line spacing, margins, indents, a heading and the
@@ -100,7 +106,59 @@ func Page(text string, o PageOptions) (*image.RGBA, error) {
 			y += leading / 2
 		}
 	}
+	if o.Scan {
+		page = scan(page, rng.New(o.Seed, "scan"))
+	}
 	return page, nil
+}
+
+// scan degrades a page.
+func scan(page *image.RGBA, r *rng.Rand) *image.RGBA {
+	b := page.Bounds()
+	w, h := float64(b.Dx()), float64(b.Dy())
+	angle := (2*r.Float64() - 1) * 6 * math.Pi / 180
+	cos, sin := math.Cos(angle), math.Sin(angle)
+	out := image.NewRGBA(b)
+	draw.Draw(out, b, image.NewUniform(page.At(0, 0)), image.Point{}, draw.Src)
+	about := f64.Aff3{cos, -sin, w/2 - cos*w/2 + sin*h/2, sin, cos, h/2 - sin*w/2 - cos*h/2}
+	xdraw.BiLinear.Transform(out, about, page, b, draw.Src, nil)
+	for range r.IntN(4) { // binomial blur of deviation 0.7 pixels each
+		out = blur(out)
+	}
+	contrast, light, noise := .3+.7*r.Float64(), 200+55*r.Float64(), 12*r.Float64()
+	slopeX, slopeY := .3*(2*r.Float64()-1), .3*(2*r.Float64()-1)
+	for y := range b.Dy() {
+		for x := range b.Dx() {
+			lamp := light * (1 + slopeX*(float64(x)/w-.5)) * (1 + slopeY*(float64(y)/h-.5))
+			at := out.PixOffset(x, y)
+			n := noise * r.NormFloat64()
+			for c := range 3 {
+				v := lamp*(1-contrast*(1-float64(out.Pix[at+c])/255)) + n
+				out.Pix[at+c] = uint8(min(max(v, 0), 255))
+			}
+		}
+	}
+	return out
+}
+
+// blur convolves with (1,2,1)/4 in both directions.
+func blur(src *image.RGBA) *image.RGBA {
+	b := src.Bounds()
+	pass := func(src *image.RGBA, dx, dy int) *image.RGBA {
+		dst := image.NewRGBA(b)
+		for y := range b.Dy() {
+			for x := range b.Dx() {
+				l := src.PixOffset(max(x-dx, 0), max(y-dy, 0))
+				m := src.PixOffset(x, y)
+				r := src.PixOffset(min(x+dx, b.Dx()-1), min(y+dy, b.Dy()-1))
+				for c := range 4 {
+					dst.Pix[m+c] = uint8((int(src.Pix[l+c]) + 2*int(src.Pix[m+c]) + int(src.Pix[r+c]) + 2) / 4)
+				}
+			}
+		}
+		return dst
+	}
+	return pass(pass(src, 1, 0), 0, 1)
 }
 
 // Rotate turns a picture clockwise by so many quarter turns.

@@ -51,6 +51,27 @@ func TestFourQuarterTurnsAreNone(t *testing.T) {
 	}
 }
 
+func TestScanKeepsThePageReadable(t *testing.T) {
+	plain, err := render.Page(text, render.PageOptions{Seed: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	scan, err := render.Page(text, render.PageOptions{Seed: 4, Scan: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if scan.Bounds() != plain.Bounds() || bytes.Equal(scan.Pix, plain.Pix) {
+		t.Error("a scan has another size, or is the page itself")
+	}
+	lo, hi := uint8(255), uint8(0)
+	for i := 0; i < len(scan.Pix); i += 4 {
+		lo, hi = min(lo, scan.Pix[i]), max(hi, scan.Pix[i])
+	}
+	if hi-lo < 40 {
+		t.Errorf("brightness from %d to %d: the text is gone", lo, hi)
+	}
+}
+
 func TestPageRefusals(t *testing.T) {
 	if _, err := render.Page("  ", render.PageOptions{}); err == nil {
 		t.Error("an empty text was accepted")

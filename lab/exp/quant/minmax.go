@@ -29,13 +29,13 @@ func pagesOf(s lab.Scale) pageSizes {
 }
 
 // MinMax judges plain 8-bit min-max quantisation on a real network: PP-LCNet, which tells by how much a page is turned,
-// on rendered pages of Austen's novels in four rotations.
+// on rendered pages of Austen's novels, degraded as by a scanner, in four rotations.
 var MinMax = minMax()
 
 func minMax() lab.Experiment {
 	e := lab.Experiment{
 		Method: "minmax",
-		Title:  "8-bit min-max rounding of a document orientation network (PP-LCNet, ONNX), judged on rendered pages",
+		Title:  "8-bit min-max rounding of a document orientation network (PP-LCNet, ONNX), judged on rendered, scanned-looking pages",
 		Recipe: []pageSizes{pagesOf(lab.Smoke), pagesOf(lab.Full)},
 		Claims: []lab.Claim{
 			{
@@ -129,7 +129,7 @@ func newPages(ctx context.Context, t *lab.Trial) (*pages, error) {
 	p := &pages{net: net, floatBytes: compress.Size(net)}
 	draws := func(n int, first uint64, each func(page *image.RGBA) error) error {
 		for i := range n {
-			page, err := render.Page(text, render.PageOptions{Seed: t.Seed<<32 | (first + uint64(i))})
+			page, err := render.Page(text, render.PageOptions{Scan: true, Seed: t.Seed<<32 | (first + uint64(i))})
 			if err != nil {
 				return err
 			}

@@ -36,7 +36,7 @@ func run(n int, out string, seed uint64) error {
 	}
 	labels := "file,label\n"
 	for i := range n {
-		page, err := render.Page(text, render.PageOptions{Seed: seed<<32 | uint64(i)})
+		page, err := render.Page(text, render.PageOptions{Scan: true, Seed: seed<<32 | uint64(i)})
 		if err != nil {
 			return err
 		}
