@@ -14,6 +14,8 @@ import (
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/gobackend"
+
+	"github.com/lathe-ml/lathe/engine/native"
 )
 
 // EnvBackend is the environment variable that names the backend when no flag does.
@@ -36,8 +38,20 @@ var goCandidate = candidate{
 	open:      gobackend.New,
 }
 
+var nativeCandidate = candidate{
+	name:      native.Name,
+	available: native.Available,
+	preferred: func() bool { return preferNative },
+	open:      func(config string) (compute.Backend, error) { return native.New(config) },
+}
+
+// preferNative makes the native backend the default where its kernels run.
+const preferNative = false
+
 // candidates lists the backends in order of preference.
-func candidates() []candidate { return append(slices.Clone(extraCandidates), goCandidate) }
+func candidates() []candidate {
+	return append(slices.Clone(extraCandidates), nativeCandidate, goCandidate)
+}
 
 // Open returns the backend of that name ("go", "native", "xla", with an optional ":config"), or, for "", the one that
 // LATHE_BACKEND names, or else the best that is here. Backends are opened once per process and shared.

@@ -1,0 +1,138 @@
+package native
+
+import (
+	"fmt"
+
+	"github.com/gomlx/compute"
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
+)
+
+// region is a part of the graph that the portable backend computes as one graph of its own.
+type region struct {
+	exec    compute.Executable
+	inputs  []regionInput
+	outputs []*value
+	in      []compute.Buffer
+}
+
+// regionInput is an operand: a foreign value as it is, or a native one, copied into a buffer that is kept.
+type regionInput struct {
+	v    *value
+	copy compute.Buffer
+	flat []float32
+}
+
+// compileRegion writes the calls of some foreign values onto a graph of the portable backend.
+func (x *executable) compileRegion(members []*value) (*region, error) {
+	r := &region{}
+	b := x.b.host.Builder("region")
+	f := b.Main()
+	inside := map[*value]bool{}
+	for _, v := range members {
+		inside[v] = true
+	}
+	env := map[*value]Value{}
+	find := func(v *value, n *node) (Value, error) {
+		if q, ok := env[v]; ok {
+			return q, nil
+		}
+		in := regionInput{v: v}
+		if !v.isForeign() {
+			buf, flat, err := x.b.host.NewSharedBuffer(0, shapes.Make(dtypes.Float32, n.shape.Dimensions...))
+			if err != nil {
+				return nil, err
+			}
+			in.copy, in.flat = buf, flat.([]float32)
+		}
+		q, err := f.Parameter(fmt.Sprint("p", len(r.inputs)), n.shape, nil)
+		if err != nil {
+			return nil, err
+		}
+		r.inputs = append(r.inputs, in)
+		env[v] = q
+		return q, nil
+	}
+	done := map[*call]bool{}
+	for _, v := range members {
+		c := v.src.call
+		if done[c] {
+			continue
+		}
+		done[c] = true
+		var in []Value
+		for i, u := range v.in {
+			q, err := find(u, c.in[i])
+			if err != nil {
+				return nil, err
+			}
+			in = append(in, q)
+		}
+		out, err := c.emit(f, in)
+		if err != nil {
+			return nil, fmt.Errorf("%s on the portable backend: %w", c.op, err)
+		}
+		for i, n := range c.out {
+			env[x.p.values[n]] = out[i]
+		}
+	}
+	var results []Value
+	for _, v := range members {
+		if v.last > v.group || v.imported {
+			r.outputs = append(r.outputs, v)
+			results = append(results, env[v])
+		}
+	}
+	if len(results) == 0 {
+		return r, nil
+	}
+	if err := f.Return(results, nil); err != nil {
+		return nil, err
+	}
+	exec, err := b.Compile()
+	if err != nil {
+		return nil, err
+	}
+	r.exec, r.in = exec, make([]compute.Buffer, len(r.inputs))
+	return r, nil
+}
+
+// run computes the region's values.
+func (r *region) run() error {
+	if r.exec == nil {
+		return nil
+	}
+	for i := range r.inputs {
+		in := &r.inputs[i]
+		if in.copy == nil {
+			r.in[i] = in.v.foreign
+			continue
+		}
+		copyView(in.flat, 0, rowMajor(in.v.dims), in.v.view)
+		r.in[i] = in.copy
+	}
+	out, err := r.exec.Execute(r.in, nil, 0)
+	if err != nil {
+		return err
+	}
+	for i, v := range r.outputs {
+		v.foreign = out[i]
+	}
+	return nil
+}
+
+// exportMask makes a buffer of booleans of a mask.
+func (x *executable) exportMask(v *value) error {
+	m := v.in[0].view
+	buf, flat, err := x.b.host.NewSharedBuffer(0, shapes.Make(dtypes.Bool, v.dims...))
+	if err != nil {
+		return err
+	}
+	t := make([]float32, size(v.dims))
+	copyView(t, 0, rowMajor(v.dims), m)
+	for i, q := range t {
+		flat.([]bool)[i] = q != 0
+	}
+	v.foreign = buf
+	return nil
+}
