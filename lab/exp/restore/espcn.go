@@ -64,6 +64,7 @@ var ESPCN = lab.Experiment{
 		{Name: "espcn-tanh-blur", Run: espcnArm("blur", "tanh")},
 		{Name: "bicubic-bicubic", Baseline: true, Once: true, Run: bicubicArm("bicubic")},
 		{Name: "fixed-bicubic", Baseline: true, Run: fixedArm("bicubic")},
+		{Name: "espcn-relu-bicubic", Run: espcnArm("bicubic", "relu")},
 		{Name: "espcn-tanh-bicubic", Run: espcnArm("bicubic", "tanh")},
 		{Name: "time", Once: true, Run: timeArm},
 	},
