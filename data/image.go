@@ -42,6 +42,9 @@ func DecodeImage(r io.Reader) (img image.Image, format string, err error) {
 			img, err = nil, badf("image", "", "decoder failed: %v", p)
 		}
 	}()
+	if err := checkTIFF(b); err != nil {
+		return nil, "tiff", err
+	}
 	c, format, err := image.DecodeConfig(bytes.NewReader(b))
 	if err != nil {
 		if errors.Is(err, image.ErrFormat) {
@@ -68,6 +71,45 @@ func DecodeImage(r io.Reader) (img image.Image, format string, err error) {
 		return nil, format, badf(format, "pixels", "%w", err)
 	}
 	return img, format, nil
+}
+
+// tiffTypes are the bytes of a value of each TIFF field type, 1 to 12.
+var tiffTypes = []int64{1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8}
+
+// checkTIFF verifies that the values of every field of the first directory lie within the file: the decoder allocates as
+// many as the field says before it reads them. Other formats pass.
+func checkTIFF(b []byte) error {
+	var order binary.ByteOrder
+	switch {
+	case len(b) < 8:
+		return nil
+	case bytes.HasPrefix(b, []byte("II*\x00")):
+		order = binary.LittleEndian
+	case bytes.HasPrefix(b, []byte("MM\x00*")):
+		order = binary.BigEndian
+	default:
+		return nil
+	}
+	at, size := int64(order.Uint32(b[4:])), int64(len(b))
+	if at+2 > size {
+		return badf("tiff", "directory", "lies at byte %d of %d: %w", at, size, io.ErrUnexpectedEOF)
+	}
+	fields := int64(order.Uint16(b[at:]))
+	if at+2+12*fields > size {
+		return badf("tiff", "directory", "has %d fields at byte %d of %d: %w", fields, at, size, io.ErrUnexpectedEOF)
+	}
+	for i := range fields {
+		f := b[at+2+12*i:]
+		kind, n := order.Uint16(f[2:]), int64(order.Uint32(f[4:]))
+		width := int64(8)
+		if int(kind) < len(tiffTypes) {
+			width = tiffTypes[kind]
+		}
+		if n*width > 4 && int64(order.Uint32(f[8:]))+n*width > size {
+			return badf("tiff", fmt.Sprintf("field %d", order.Uint16(f)), "%d values of %d bytes do not lie within the %d bytes: %w", n, width, size, io.ErrUnexpectedEOF)
+		}
+	}
+	return nil
 }
 
 // checkPNG compares the bytes of the rows with what the data chunks can hold: the decoder allocates all pixels before
