@@ -11,7 +11,7 @@ PYTHON  ?= python3
 FUZZTIME ?= 10m
 SEEDS   ?= 3
 
-.PHONY: build demo test lint full peers bench fuzz data docs pretrained clean
+.PHONY: build demo test lint full peers bench bench-train fuzz data docs pretrained clean
 
 build: ## bin/lathe
 	$(GO) build -o bin/lathe ./cmd/lathe
@@ -38,6 +38,10 @@ peers: build ## compare exported files with ONNX Runtime (needs Python with onnx
 
 bench: ## benchmarks of the host algorithms
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./task/detect ./internal/...
+
+bench-train: build ## training steps on native and go beside PyTorch (needs Python with torch)
+	./bin/lathe bench train --rounds 10 --threads 1 --peer "$(PYTHON) test/peers/bench_torch.py"
+	./bin/lathe bench train --rounds 10 --threads 2 --peer "$(PYTHON) test/peers/bench_torch.py"
 
 fuzz: ## every fuzz target for FUZZTIME
 	$(GO) run ./internal/fuzzall -time $(FUZZTIME)

@@ -39,6 +39,7 @@ var verbs = []struct {
 	{groupMeasure, newDemoCommand},
 
 	{groupAbout, newDoctorCommand},
+	{groupAbout, newBenchCommand},
 	{groupAbout, newVersionCommand},
 	{"", newDocsCommand},
 }

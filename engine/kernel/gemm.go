@@ -23,23 +23,24 @@ type Gemm struct {
 	set              *Set
 
 	// A's rows or k at a constant stride; 0 where they are not.
-	aRow, aK   int
-	packA      bool
-	packB      bool
-	bK         int // stride of B's k if constant, else 0
-	panels     int
-	blocks     [][]run // A's runs of each block of k
-	small      bool    // whole batches are pieces of work
-	perPiece   int     // batches (small) or rows of a piece
-	pieces     int
-	nSplit     int // panels of a piece
-	nPieces    int
-	byRows     bool // B is packed a few k at a time, all panels
+	aRow, aK int
+	packA    bool
+	packB    bool
+	bK       int // stride of B's k if constant, else 0
+	panels   int
+	blocks   [][]run // A's runs of each block of k
+	small    bool    // whole batches are pieces of work
+	perPiece int     // batches (small) or rows of a piece
+	pieces   int
+	nSplit   int // panels of a piece
+	nPieces  int
+	byRows   bool // B is packed a few k at a time, all panels
 
 	// the run
 	ws         *Workspace
 	av, bv, cv []float32
-	bi         int
+	packed     []float32
+	bi, add    int
 }
 
 // NewGemm plans a product of A with B, whose rows are C's columns. C's row i of batch b begins at cBatch[b] + cRows[i].
@@ -192,12 +193,15 @@ func atLeast(s []float32, n int) []float32 {
 	return s
 }
 
-// Run computes c from a and b, which begin where the tables' offset 0 points.
-func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32) {
+// Run computes c from a and b, which begin where the tables' offset 0 points, or adds to c.
+func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32, add bool) {
 	if g.m == 0 || g.n == 0 || g.batches == 0 {
 		return
 	}
 	if g.k == 0 {
+		if add {
+			return
+		}
 		for _, o := range g.cBatch {
 			for _, r := range g.cRows {
 				clear(c[int(o)+int(r):][:g.n])
@@ -205,23 +209,72 @@ func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32) {
 		}
 		return
 	}
-	g.ws, g.av, g.bv, g.cv = ws, a, b, c
+	g.ws, g.av, g.bv, g.cv, g.add = ws, a, b, c, 0
+	if add {
+		g.add = 1
+	}
 	if g.small {
-		pool.Run(g.pieces, (*gemmBatches)(g))
+		g.spread(pool, g.pieces, (*gemmBatches)(g))
 	} else {
-		g.divide(pool.Threads())
 		for g.bi = range g.batches {
 			if g.packB {
-				if g.byRows {
-					pool.Run((g.k+packRows-1)/packRows, (*gemmPackRows)(g))
-				} else {
-					pool.Run(len(g.blocks)*g.panels, (*gemmPack)(g))
-				}
+				g.packed = ws.shared
+				g.pack(pool)
 			}
-			pool.Run(g.pieces, (*gemmTiles)(g))
+			g.tiles(pool)
 		}
 	}
-	g.av, g.bv, g.cv = nil, nil, nil
+	g.av, g.bv, g.cv, g.packed = nil, nil, nil, nil
+}
+
+// Packable says whether B can be packed once for many products: one batch, and not too small.
+func (g *Gemm) Packable() bool { return g.batches == 1 && g.k > 0 && g.m > 0 && g.n >= g.set.tile.nr }
+
+// UsePacked makes the product take B as Pack lays it out.
+func (g *Gemm) UsePacked() { g.packB, g.small = true, false }
+
+// PackedSize returns the number of elements that Pack writes.
+func (g *Gemm) PackedSize() int { return g.panels * g.set.tile.nr * g.k }
+
+// Pack lays b out for RunPacked, of this or another product with the same operand B.
+func (g *Gemm) Pack(pool *Pool, b, packed []float32) {
+	g.bi, g.bv, g.packed = 0, b, packed
+	g.pack(pool)
+	g.bv, g.packed = nil, nil
+}
+
+// RunPacked is Run with B packed.
+func (g *Gemm) RunPacked(pool *Pool, ws *Workspace, a, packed, c []float32, add bool) {
+	g.ws, g.av, g.cv, g.packed, g.bi, g.add = ws, a, c, packed, 0, 0
+	if add {
+		g.add = 1
+	}
+	g.tiles(pool)
+	g.av, g.cv, g.packed = nil, nil, nil
+}
+
+func (g *Gemm) pack(pool *Pool) {
+	if g.byRows {
+		g.spread(pool, (g.k+packRows-1)/packRows, (*gemmPackRows)(g))
+	} else {
+		g.spread(pool, len(g.blocks)*g.panels, (*gemmPack)(g))
+	}
+}
+
+func (g *Gemm) tiles(pool *Pool) {
+	g.divide(pool.Threads())
+	g.spread(pool, g.pieces, (*gemmTiles)(g))
+}
+
+// spread runs a job, on several workers if the product is large enough to be worth waking them.
+func (g *Gemm) spread(pool *Pool, n int, job Job) {
+	if g.Flops() < 1<<19 {
+		for i := range n {
+			job.Do(0, i)
+		}
+		return
+	}
+	pool.Run(n, job)
 }
 
 // gemmBatches does whole batches, one after the other.
@@ -248,7 +301,7 @@ type gemmPack Gemm
 func (j *gemmPack) Do(_, i int) {
 	g := (*Gemm)(j)
 	kb, p := i/g.panels, i%g.panels
-	g.packPanel(g.ws.shared[g.blockAt(kb)+g.panelAt(p, kb):], g.bi, p, kb)
+	g.packPanel(g.packed[g.blockAt(kb)+g.panelAt(p, kb):], g.bi, p, kb)
 }
 
 // packRows is how many k gemmPackRows packs; it divides kBlock.
@@ -263,7 +316,7 @@ func (j *gemmPackRows) Do(_, i int) {
 	nr := g.set.tile.nr
 	for k := i * packRows; k < min(g.k, (i+1)*packRows); k++ {
 		kb := k / kBlock
-		row, to := b[g.b.K[k]:][:g.n], g.ws.shared[g.blockAt(kb):]
+		row, to := b[g.b.K[k]:][:g.n], g.packed[g.blockAt(kb):]
 		panel, at := nr*g.blockLen(kb), (k-kb*kBlock)*nr
 		for len(row) >= nr {
 			copy(to[at:at+nr], row)
@@ -290,7 +343,7 @@ func (j *gemmTiles) Do(worker, i int) {
 	for kb := range g.blocks {
 		var packed []float32
 		if g.packB {
-			packed = g.ws.shared[g.blockAt(kb):]
+			packed = g.packed[g.blockAt(kb):]
 		}
 		g.block(&g.ws.worker[worker], packed, g.bi, kb, m0, min(g.m, m0+g.perPiece), p0, min(g.panels, p0+g.nSplit))
 	}
@@ -314,11 +367,15 @@ func (g *Gemm) block(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 i
 
 func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 int) {
 	t, kk := &g.set.tile, g.blockLen(kb)
-	a, b, c := g.av[g.a.Batch[bi]:], g.bv[g.b.Batch[bi]:], g.cv[g.cBatch[bi]:]
+	a, c := g.av[g.a.Batch[bi]:], g.cv[g.cBatch[bi]:]
+	var b []float32
+	if !g.packB {
+		b = g.bv[g.b.Batch[bi]:]
+	}
 	n := (m1 - m0 + t.mr - 1) / t.mr // tiles, of nearly equal heights
 	first := func(i int) int { return m0 + (m1-m0)*i/n }
 	runs, args := g.blocks[kb], &w.args
-	args.aks, args.acc = g.aK, min(kb, 1)
+	args.aks, args.acc = g.aK, min(kb+g.add, 1)
 	kernels := &t.packed
 	if !g.packB {
 		kernels = &t.table
@@ -326,8 +383,12 @@ func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 in
 	if g.packA {
 		w.one[0] = run{0, kk}
 		runs, args.aks = w.one[:], t.mr
-		for i := range n {
-			g.packA1(w.a[i*t.mr*kk:], a, first(i), first(i+1), kb)
+		if g.aRow == 1 && (m1-m0)%t.mr == 0 {
+			g.packColumns(w.a, a, m0, m1, kb)
+		} else {
+			for i := range n {
+				g.packA1(w.a[i*t.mr*kk:], a, first(i), first(i+1), kb)
+			}
 		}
 	}
 	for p := p0; p < p1; p++ {
@@ -360,22 +421,29 @@ func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 in
 	}
 }
 
+// eight is eight float32 in a form that the compiler copies through registers.
+type eight struct{ a, b, c, d uint64 }
+
+// packColumns lays rows m0 to m1 of A, a whole number of tiles that lie side by side, out as [tile][k][mr].
+func (g *Gemm) packColumns(d, a []float32, m0, m1, kb int) {
+	mr, kk := g.set.tile.mr, g.blockLen(kb)
+	o := int(g.a.Rows[m0])
+	for k, at := range g.a.K[kb*kBlock:][:kk] {
+		row := a[o+int(at):][:m1-m0]
+		for i := k * mr; len(row) >= mr; i += mr * kk {
+			if mr == 8 {
+				*(*eight)(unsafe.Pointer(&d[i : i+8][0])) = *(*eight)(unsafe.Pointer(&row[:8][0]))
+			} else {
+				copy(d[i:i+mr], row)
+			}
+			row = row[mr:]
+		}
+	}
+}
+
 // packA1 lays rows r to end of A out as [k][mr].
 func (g *Gemm) packA1(d, a []float32, r, end, kb int) {
 	mr, k0, kk := g.set.tile.mr, kb*kBlock, g.blockLen(kb)
-	if g.aRow == 1 && end-r > 1 { // rows lie side by side
-		o := int(g.a.Rows[r])
-		if end-r == mr && mr == 8 {
-			for k := range kk {
-				*(*[8]float32)(d[k*8:]) = *(*[8]float32)(a[o+int(g.a.K[k0+k]):])
-			}
-			return
-		}
-		for k := range kk {
-			copy(d[k*mr:k*mr+end-r], a[o+int(g.a.K[k0+k]):])
-		}
-		return
-	}
 	for x := range end - r {
 		o := int(g.a.Rows[r+x])
 		if g.aK == 1 && len(g.blocks[kb]) == 1 {

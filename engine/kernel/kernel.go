@@ -8,6 +8,8 @@
 // Boolean values are float32 masks here: 1 is true, 0 is false.
 package kernel
 
+//go:generate sh -c "cd gen && go run . -out ../kernel_amd64.s -stubs ../stub_amd64.go -pkg kernel"
+
 import (
 	"fmt"
 	"os"

@@ -296,7 +296,26 @@ func TestGemmMatchesDoubleLoop(t *testing.T) {
 				g := NewGemm(s, a, b, cb, table(r, m, ldc))
 				ws := NewWorkspace(p.Threads())
 				ws.Grow(g)
-				g.Run(p, ws, av, bv, c)
+				switch {
+				case trial%5 == 4 && g.Packable():
+					g.UsePacked()
+					packed, ok := guarded(g.PackedSize())
+					g.Pack(p, bv, packed)
+					if !ok() {
+						t.Fatalf("%s %dx%dx%d packs outside its slice", s.Level, m, n, k)
+					}
+					ws.Grow(g)
+					g.RunPacked(p, ws, av, packed, c, false)
+				case trial%5 == 3: // adding to zeros
+					for _, o := range cb {
+						for i := range m {
+							clear(c[int(o)+i*ldc:][:n])
+						}
+					}
+					g.Run(p, ws, av, bv, c, true)
+				default:
+					g.Run(p, ws, av, bv, c, false)
+				}
 				if !ok() {
 					t.Fatalf("%s %dx%dx%d batches %d writes outside C", s.Level, m, n, k, batches)
 				}
@@ -453,10 +472,39 @@ func BenchmarkGemm(b *testing.B) {
 				ws.Grow(g)
 				av, bv, cv := make([]float32, q.batches*q.m*q.k), make([]float32, q.batches*q.n*q.k), make([]float32, q.batches*q.m*q.n)
 				for b.Loop() {
-					g.Run(p, ws, av, bv, cv)
+					g.Run(p, ws, av, bv, cv, false)
 				}
 				b.ReportMetric(g.Flops()*float64(b.N)/b.Elapsed().Seconds()/1e9, "GF/s")
 			})
 		}
+	}
+}
+
+// BenchmarkTile is the peak of the micro-kernels: operands in the first cache.
+func BenchmarkTile(b *testing.B) {
+	for _, s := range levels() {
+		t := &s.tile
+		const k = 256
+		a, panel, c := make([]float32, t.mr*k), make([]float32, t.nr*k), make([]float32, t.mr*t.nr)
+		runs := []run{{0, k}}
+		b.Run(s.Level.String(), func(b *testing.B) {
+			for b.Loop() {
+				args := tileArgs{runs: &runs[0], n: 1, aks: t.mr, b: &panel[0], bks: t.nr * 4, cols: t.nr}
+				for i := range t.mr {
+					args.rows[i], args.c[i] = &a[i], &c[i*t.nr]
+				}
+				t.packed[1][t.mr](&args)
+			}
+			b.ReportMetric(2*float64(t.mr*t.nr*k)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GF/s")
+		})
+	}
+}
+
+func TestMeasurementsArePositive(t *testing.T) {
+	if f := PeakFMA(Best()); !(f > 0) {
+		t.Errorf("peak %g", f)
+	}
+	if b := ReadBandwidth(Best(), 1<<20); !(b > 0) {
+		t.Errorf("bandwidth %g", b)
 	}
 }

@@ -2,10 +2,13 @@ package native
 
 import (
 	"slices"
+
+	"github.com/lathe-ml/lathe/engine/kernel"
 )
 
 // allocate gives every stored value its place in one arena: the smallest gap that is free for as long as the value is
-// needed. Outputs are not in it.
+// needed. An elementwise result takes the place of an operand that dies with it. Outputs are not in the arena; p.reuse
+// says which of them may be written over a parameter, if that is given away.
 func (p *plan) allocate() {
 	out := map[*value]bool{}
 	for _, v := range p.outs {
@@ -20,9 +23,17 @@ func (p *plan) allocate() {
 	}
 	type span struct{ at, n int }
 	var free []span
+	gone := map[*value]bool{} // overwritten
 	top := 0
 	for g := range p.groups {
 		for _, v := range begin[g] {
+			b := p.overwrite(v, func(b *value) bool {
+				return b.group >= 0 && b.store && !out[b] && !b.isForeign() && !gone[b]
+			})
+			if b != nil {
+				v.place, gone[b] = b.place, true
+				continue
+			}
 			n, best := room(v), -1
 			for i, f := range free {
 				if f.n >= n && (best < 0 || f.n < free[best].n) {
@@ -45,6 +56,9 @@ func (p *plan) allocate() {
 			}
 		}
 		for _, v := range end[g] {
+			if gone[v] {
+				continue
+			}
 			free = append(free, span{v.place, room(v)})
 		}
 		slices.SortFunc(free, func(a, b span) int { return a.at - b.at })
@@ -59,6 +73,56 @@ func (p *plan) allocate() {
 		free = joined
 	}
 	p.arena = top
+	for _, v := range p.outs {
+		if v.isForeign() {
+			continue
+		}
+		if b := p.overwrite(v, func(b *value) bool { return b.kind == kindParam && !gone[b] }); b != nil {
+			gone[b] = true
+			p.reuse[v] = b
+		}
+	}
+}
+
+// overwrite returns an operand, among those that allowed accepts, whose memory an elementwise value can take: it is read
+// in order, for the last time in the value's loop, and not after the value is written.
+func (p *plan) overwrite(v *value, allowed func(b *value) bool) *value {
+	if v.kind != kindElem || v.row || v.group < 0 {
+		return nil
+	}
+	members := p.groups[v.group].members
+	at := slices.Index(members, v)
+	n := size(v.dims)
+	// when says at which member's turn member i reads its operands: a product may be merged into the sum that follows.
+	when := func(i int) int {
+		m := members[i]
+		if m.kind == kindElem && m.apply.args == 2 && m.apply.binary == kernel.Mul && !m.store {
+			for j := i + 1; j < len(members); j++ {
+				if slices.ContainsFunc(members[j].reads(), func(r view) bool { return r.base == m }) {
+					i = j
+				}
+			}
+		}
+		return i
+	}
+	for _, r := range v.reads() {
+		b := r.base
+		if b.last != v.group || b.group == v.group || size(b.dims) != n || !r.whole() || !allowed(b) {
+			continue
+		}
+		ok := true
+		for i, m := range members {
+			for _, q := range m.reads() {
+				if q.base == b && (!q.whole() || m.row || when(i) > at) {
+					ok = false
+				}
+			}
+		}
+		if ok {
+			return b
+		}
+	}
+	return nil
 }
 
 // room returns the memory of a value, in multiples of a cache line.

@@ -1,7 +1,9 @@
 package native
 
 import (
+	"cmp"
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 
@@ -126,15 +128,13 @@ func (p *plan) convolve(c convolution) view {
 	s := &convStep{}
 	if phases := c.phases(); phases != nil {
 		xv, low := p.paddedFor(c, phases)
+		xv = p.asLanes(c, xv)
 		for _, f := range phases {
 			p.part(s, c, f.window(c, xv, low), f.weights(c), f.output(c, out))
 			s.clear = s.clear || slices.Contains(f.taps, 0)
 		}
-		if slices.ContainsFunc(phases, func(f phase) bool { return slices.Contains(f.taps, 0) }) {
-			s.clear = true
-		}
 	} else {
-		xv := p.paddedInput(c)
+		xv := p.asLanes(c, p.paddedInput(c))
 		p.part(s, c, c.window(xv), c.w, out)
 	}
 	v := p.add(&value{kind: kindStep, dims: memory, step: s})
@@ -163,6 +163,14 @@ func (p *plan) groupsLast(v view) view {
 		back = append(back, (i+len(v.dims)-1)%len(v.dims))
 	}
 	return p.copyOnce(v.transpose(order)).transpose(back)
+}
+
+// asLanes returns the padded input with the groups contiguous if they are lanes.
+func (p *plan) asLanes(c convolution, x view) view {
+	if c.lanes() && x.str[0] != 1 {
+		return p.groupsLast(x)
+	}
+	return x
 }
 
 // copyOnce writes a view out, once for all who ask.
@@ -395,7 +403,7 @@ func (s *convStep) run(x *executable, out []float32) {
 		if q.lanes != nil {
 			q.lanes.Run(x.b.pool, a, b, out[q.out:])
 		} else {
-			q.gemm.Run(x.b.pool, x.space, a, b, out[q.out:])
+			q.gemm.Run(x.b.pool, x.space, a, b, out[q.out:], false)
 		}
 	}
 }
@@ -452,13 +460,23 @@ func evenly(v []view) (step int, ok bool) {
 	return step, true
 }
 
-// byStride sorts axes of a view, the widest stride first, and a list beside them alike.
+// byStride sorts axes of a view, the widest stride first and repeated ones before those, and a list beside them alike.
 func byStride(v view, axes, beside []int) {
+	width := func(a int) int {
+		switch s := v.str[a]; {
+		case s == 0:
+			return math.MaxInt
+		case s < 0:
+			return -s
+		default:
+			return s
+		}
+	}
 	order := make([]int, len(axes))
 	for i := range order {
 		order[i] = i
 	}
-	slices.SortStableFunc(order, func(i, j int) int { return v.str[axes[j]] - v.str[axes[i]] })
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(width(axes[j]), width(axes[i])) })
 	sort := func(list []int) {
 		old := slices.Clone(list)
 		for i, o := range order {

@@ -29,7 +29,6 @@ type executable struct {
 	loops    []loopSpace
 	partials []float32
 	job      loopJob
-	fn       funcJob
 	drop     [][]*value // foreign values that are dead after a group
 }
 
@@ -53,10 +52,11 @@ func (b *Builder) Compile() (compute.Executable, error) {
 		return x, nil
 	}
 	h, err := b.onHost()
-	if err == nil {
-		b.reported(h, time.Since(begin))
+	if err != nil {
+		return nil, err
 	}
-	return h, err
+	b.reported(h, time.Since(begin))
+	return h, nil
 }
 
 // release drops what only recording needed.
@@ -181,6 +181,11 @@ func (x *executable) foldConstants() error {
 	return nil
 }
 
+// inArena says whether a value lies in the arena.
+func (x *executable) inArena(v *value) bool {
+	return v.group >= 0 && v.store && !v.isForeign() && !slices.Contains(x.p.outs, v)
+}
+
 // Finalize drops the memory.
 func (x *executable) Finalize() {
 	x.mu.Lock()
@@ -246,9 +251,15 @@ func (x *executable) Execute(inputs []compute.Buffer, donate []bool, _ compute.D
 		}
 	}
 	for i, v := range x.p.outs {
-		if !v.isForeign() {
-			v.buf = x.b.mem.get(x.outputs[i].Size())
+		if v.isForeign() {
+			continue
 		}
+		if b := x.p.reuse[v]; b != nil && donate != nil && donate[b.param] && len(b.buf) > 0 && once(bufs, b.param) {
+			v.buf = b.buf
+			bufs[b.param].flat = nil
+			continue
+		}
+		v.buf = x.b.mem.get(x.outputs[i].Size())
 	}
 	if err := x.run(); err != nil {
 		return nil, fmt.Errorf("native: %w", err)
@@ -285,6 +296,16 @@ func (x *executable) Execute(inputs []compute.Buffer, donate []bool, _ compute.D
 	return out, nil
 }
 
+// once says whether a buffer is only one of the inputs.
+func once(bufs []*Buffer, i int) bool {
+	for j, b := range bufs {
+		if j != i && b == bufs[i] {
+			return false
+		}
+	}
+	return true
+}
+
 func (x *executable) run() error {
 	for i, g := range x.p.groups {
 		switch v := g.members[0]; g.kind {
@@ -313,44 +334,66 @@ func (x *executable) run() error {
 	return nil
 }
 
-// funcJob makes a function a job.
-type funcJob struct{ f func(worker, i int) }
-
-// Do calls the function.
-func (j *funcJob) Do(worker, i int) { j.f(worker, i) }
-
-// parallel calls f for 0 to n-1, on several workers if there is work for them: the number of elements touched.
-func (x *executable) parallel(n, work int, f func(worker, i int)) {
+// parallel runs a job, on several workers if there is work for them: the number of elements touched.
+func (x *executable) parallel(n, work int, job kernel.Job) {
 	if work < 2*chunkSize {
 		for i := range n {
-			f(0, i)
+			job.Do(0, i)
 		}
 		return
 	}
-	x.fn.f = f
-	x.b.pool.Run(n, &x.fn)
-	x.fn.f = nil
+	x.b.pool.Run(n, job)
 }
 
 // hostExecutable runs a whole computation on the portable backend.
 type hostExecutable struct {
-	b    *Backend
-	exec compute.Executable
+	b     *Backend
+	exec  compute.Executable
+	extra int // results at the end that nobody asked for
 }
 
+// onHost compiles the computation on the portable backend. Operations with several results are asked for all of them:
+// the portable backend fails where only the first ones are.
 func (b *Builder) onHost() (compute.Executable, error) {
-	exec, err := b.shadow.Compile()
+	f := *b.main
+	for _, c := range f.calls {
+		if len(c.out) > 1 {
+			f.out = append(slices.Clip(f.out), c.out...)
+		}
+	}
+	extra := len(f.out) - len(b.main.out)
+	if extra == 0 {
+		exec, err := b.shadow.Compile()
+		return &hostExecutable{b.backend, exec, 0}, err
+	}
+	host := b.backend.host.Builder(b.name)
+	var params []Value
+	for i, n := range f.params {
+		v, err := host.Main().Parameter(f.names[i], n.shape, nil)
+		if err != nil {
+			return nil, err
+		}
+		params = append(params, v)
+	}
+	out, err := f.write(host.Main(), params, nil)
 	if err != nil {
 		return nil, err
 	}
-	return &hostExecutable{b.backend, exec}, nil
+	if err := host.Main().Return(out, nil); err != nil {
+		return nil, err
+	}
+	exec, err := host.Compile()
+	return &hostExecutable{b.backend, exec, extra}, err
 }
 
 func (h *hostExecutable) Finalize() { h.exec.Finalize() }
 
 func (h *hostExecutable) Inputs() ([]string, []shapes.Shape) { return h.exec.Inputs() }
 
-func (h *hostExecutable) Outputs() []shapes.Shape { return h.exec.Outputs() }
+func (h *hostExecutable) Outputs() []shapes.Shape {
+	all := h.exec.Outputs()
+	return all[:len(all)-h.extra]
+}
 
 func (h *hostExecutable) Execute(inputs []compute.Buffer, donate []bool, d compute.DeviceNum) ([]compute.Buffer, error) {
 	_, want := h.exec.Inputs()
@@ -371,8 +414,14 @@ func (h *hostExecutable) Execute(inputs []compute.Buffer, donate []bool, d compu
 	if err != nil {
 		return nil, err
 	}
-	out := make([]compute.Buffer, len(results))
-	for i, r := range results {
+	wanted := len(results) - h.extra
+	for _, r := range results[wanted:] {
+		if err := r.Finalize(); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]compute.Buffer, wanted)
+	for i, r := range results[:wanted] {
 		shape, err := r.Shape()
 		if err != nil {
 			return nil, err

@@ -64,7 +64,8 @@ const (
 	opMulAdd
 	opLoad
 	opFold
-	opRow // an elementwise function of row values
+	opRow  // an elementwise function of row values
+	opNone // merged into another
 )
 
 // instr is one instruction: d = f(a, b, c) on slots.
@@ -90,226 +91,244 @@ type rowArg struct {
 
 // folding is a reduction inside a loop.
 type folding struct {
-	v      *value
-	op     foldOp
-	str    []int // of the result along the loop's axes but the last
-	last   int
-	byRow  bool // the result is one element for each row
-	toRow  bool // a sum whose result is one row
-	combin func(dst, a, b []float32)
-	at     int // in a chunk's partial results
-	n      int
+	v     *value
+	op    foldOp
+	str   []int // of the result along the loop's axes but the last
+	last  int
+	byRow bool // the result is one element for each row
+	toRow bool // a sum whose result is one row
+	join  func(dst, a, b []float32)
+	at    int // in a chunk's partial results
+	n     int
 }
 
-// compileLoop turns the members of a group into a program.
-func (x *executable) compileLoop(g *group) (*program, error) {
-	space := g.space
-	if len(space) == 0 {
-		space = []int{1}
-	}
-	p := &program{set: x.b.set}
-	order := rowMajor(space)
-	// strides of a view over the space
-	over := func(v view) []int {
-		if v.size() == 1 {
-			return make([]int, len(space))
-		}
-		return split(v.dims, v.str, space)
-	}
-	newSlot := func() int { p.slots++; return p.slots - 1 }
-	slotOf := map[*value]int{}
-	type key struct {
-		base *value
-		off  int
-		str  string
-	}
-	loaded := map[key]int{}
-	var strides []*[]int // every operand's, to join axes
-	var loads []*operand
+// loopCompiler turns the members of a group into a program.
+type loopCompiler struct {
+	*program
+	group  *group
+	space  []int
+	slotOf map[*value]int // of values that the loop computes
+	loads  []*operand
+	loaded map[loadKey]int // slot of an operand
+	// products are the instructions, by slot, whose result a single other instruction uses.
+	products map[int]int
+	uses     map[*value]int
+}
 
-	use := func(v view) int {
-		if s, ok := slotOf[v.base]; ok && !v.base.row {
-			return s
-		}
-		str := over(v)
-		k := key{v.base, v.off, fmt.Sprint(str)}
-		if s, ok := loaded[k]; ok {
-			return s
-		}
-		o := &operand{base: v.base, off: v.off, slot: newSlot(), str: str}
-		loaded[k] = o.slot
-		loads = append(loads, o)
-		p.code = append(p.code, instr{code: opLoad, d: o.slot, load: *o})
-		return o.slot
+type loadKey struct {
+	base *value
+	off  int
+	str  string
+}
+
+func (x *executable) compileLoop(g *group) (*program, error) {
+	c := &loopCompiler{
+		program: &program{set: x.b.set}, group: g, space: g.space,
+		slotOf: map[*value]int{}, loaded: map[loadKey]int{}, products: map[int]int{}, uses: map[*value]int{},
 	}
-	scalar := func(v view) int { return use(view{v.base, v.off, []int{}, []int{}}) }
-	uses := map[*value]int{}
+	if len(c.space) == 0 {
+		c.space = []int{1}
+	}
 	for _, v := range g.members {
 		for _, r := range v.reads() {
-			uses[r.base]++
+			c.uses[r.base]++
 		}
 	}
-	product := map[int]int{} // slot of a product used once -> its instruction
 	for _, v := range g.members {
-		in := instr{d: -1, arg: [3]int{-1, -1, -1}}
 		switch {
 		case v.kind == kindReduce:
-			f := &folding{v: v, op: v.fold.op, byRow: v.row, n: size(v.dims)}
-			f.combin = x.b.set.Binary[[...]kernel.BinaryOp{kernel.Add, kernel.Max, kernel.Min, kernel.Mul}[f.op]]
-			dims, out := v.space(), rowMajor(v.dims)
-			str, j := make([]int, len(dims)), 0
-			for a := range dims {
-				if !contains(v.fold.axes, a) {
-					str[a] = out[j]
-					j++
-				}
-			}
-			in.code, in.fold = opFold, f
-			in.arg[0] = use(v.operand(0))
-			f.str = over(view{nil, 0, dims, str})
-			p.folds = append(p.folds, f)
-			strides = append(strides, &f.str)
-			p.code = append(p.code, in)
-			continue
+			c.reduce(v)
 		case v.row:
-			in.code, in.row = opRow, v
-			for i := range v.in {
-				r := v.operand(i)
-				a := rowArg{r.base, r.off, -1}
-				if size(r.base.dims) == 1 {
-					a.slot = scalar(r)
-				}
-				in.rowArgs[i] = a
-			}
+			c.rowFunction(v)
 		default:
-			for i := range v.in {
-				in.arg[i] = use(v.operand(i))
-			}
-		}
-		switch a := v.apply; {
-		case a.args == 1:
-			in.unary = x.b.set.Unary[a.unary]
-		case a.args == 2:
-			in.binary = x.b.set.Binary[a.binary]
-		default:
-			in.ternary = x.b.set.Select
-		}
-		if !v.row {
-			in.code = opcode(v.apply.args - 1)
-			// a product that only this sum uses: one instruction for both
-			if v.apply.args == 2 && v.apply.binary == kernel.Add {
-				for i := range 2 {
-					if at, ok := product[in.arg[i]]; ok && in.arg[0] != in.arg[1] {
-						m := p.code[at]
-						in.code, in.ternary, in.binary = opMulAdd, x.b.set.MulAdd, nil
-						in.arg = [3]int{m.arg[0], m.arg[1], in.arg[1-i]}
-						p.code[at].code = opNone
-						break
-					}
-				}
-			}
-			in.d = newSlot()
-			slotOf[v] = in.d
-			if v.store {
-				p.results = append(p.results, result{in.d, v})
-			}
-			if v.apply.args == 2 && v.apply.binary == kernel.Mul && !v.store && uses[v] == 1 {
-				product[in.d] = len(p.code)
-			}
-		}
-		p.code = append(p.code, in)
-	}
-	kept := p.code[:0]
-	for _, in := range p.code {
-		if in.code != opNone {
-			kept = append(kept, in)
+			c.function(v)
 		}
 	}
-	p.code = kept
+	if err := c.shape(); err != nil {
+		return nil, err
+	}
+	c.operands()
+	c.assign()
+	c.cut()
+	return c.program, nil
+}
 
-	// join axes that every operand runs through evenly
-	for _, o := range loads {
+// over returns a view's strides over the space.
+func (c *loopCompiler) over(v view) []int {
+	if v.size() == 1 {
+		return make([]int, len(c.space))
+	}
+	return split(v.dims, v.str, c.space)
+}
+
+func (c *loopCompiler) slot() int { c.slots++; return c.slots - 1 }
+
+// use returns the slot of an operand: a result of this loop, or memory, which needs an instruction to load it.
+func (c *loopCompiler) use(v view) int {
+	if s, ok := c.slotOf[v.base]; ok && !v.base.row {
+		return s
+	}
+	str := c.over(v)
+	k := loadKey{v.base, v.off, fmt.Sprint(str)}
+	if s, ok := c.loaded[k]; ok {
+		return s
+	}
+	o := &operand{base: v.base, off: v.off, slot: c.slot(), str: str}
+	c.loaded[k] = o.slot
+	c.loads = append(c.loads, o)
+	c.code = append(c.code, instr{code: opLoad, d: o.slot})
+	return o.slot
+}
+
+// reduce adds a reduction.
+func (c *loopCompiler) reduce(v *value) {
+	f := &folding{v: v, op: v.fold.op, byRow: v.row, n: size(v.dims)}
+	f.join = c.set.Binary[[...]kernel.BinaryOp{kernel.Add, kernel.Max, kernel.Min, kernel.Mul}[f.op]]
+	dims, out := v.space(), rowMajor(v.dims)
+	str, kept := make([]int, len(dims)), 0
+	for a := range dims {
+		if !slices.Contains(v.fold.axes, a) {
+			str[a] = out[kept]
+			kept++
+		}
+	}
+	f.str = c.over(view{nil, 0, dims, str})
+	c.folds = append(c.folds, f)
+	c.code = append(c.code, instr{code: opFold, d: -1, arg: [3]int{c.use(v.operand(0)), -1, -1}, fold: f})
+}
+
+// kernels sets the instruction's function.
+func (c *loopCompiler) kernels(in *instr, a apply) {
+	switch a.args {
+	case 1:
+		in.unary = c.set.Unary[a.unary]
+	case 2:
+		in.binary = c.set.Binary[a.binary]
+	default:
+		in.ternary = c.set.Select
+	}
+}
+
+// rowFunction adds an elementwise function of row values. They are memory, or scalars.
+func (c *loopCompiler) rowFunction(v *value) {
+	in := instr{code: opRow, d: -1, arg: [3]int{-1, -1, -1}, row: v}
+	c.kernels(&in, v.apply)
+	for i := range v.in {
+		r := v.operand(i)
+		in.rowArgs[i] = rowArg{r.base, r.off, -1}
+		if size(r.base.dims) == 1 {
+			in.rowArgs[i].slot = c.use(view{r.base, r.off, []int{}, []int{}})
+		}
+	}
+	c.code = append(c.code, in)
+}
+
+// function adds an elementwise function. A sum takes over a product that nothing else uses.
+func (c *loopCompiler) function(v *value) {
+	in := instr{code: opcode(v.apply.args - 1), arg: [3]int{-1, -1, -1}}
+	for i := range v.in {
+		in.arg[i] = c.use(v.operand(i))
+	}
+	c.kernels(&in, v.apply)
+	if v.apply.args == 2 && v.apply.binary == kernel.Add && in.arg[0] != in.arg[1] {
+		for i := range 2 {
+			if at, ok := c.products[in.arg[i]]; ok {
+				m := &c.code[at]
+				in.code, in.ternary, in.arg = opMulAdd, c.set.MulAdd, [3]int{m.arg[0], m.arg[1], in.arg[1-i]}
+				m.code = opNone
+				break
+			}
+		}
+	}
+	in.d = c.slot()
+	c.slotOf[v] = in.d
+	if v.store {
+		c.results = append(c.results, result{in.d, v})
+	}
+	if v.apply.args == 2 && v.apply.binary == kernel.Mul && !v.store && c.uses[v] == 1 {
+		c.products[in.d] = len(c.code)
+	}
+	c.code = append(c.code, in)
+}
+
+// shape joins the axes that every operand runs through evenly, and cuts the space into blocks.
+func (c *loopCompiler) shape() error {
+	var strides []*[]int
+	for _, o := range c.loads {
 		strides = append(strides, &o.str)
 	}
-	dims := append([]int(nil), space...)
+	for _, f := range c.folds {
+		strides = append(strides, &f.str)
+	}
+	dims := slices.Clone(c.space)
 	for i := len(dims) - 2; i >= 0; i-- {
-		ok := g.rowLen == 0 || i < len(dims)-2
+		ok := c.group.rowLen == 0 || i < len(dims)-2 // a row stays an axis
 		for _, s := range strides {
 			ok = ok && (*s)[i] == dims[i+1]*(*s)[i+1]
 		}
-		if ok {
-			dims[i] *= dims[i+1]
-			dims = append(dims[:i+1], dims[i+2:]...)
-			for _, s := range strides {
-				(*s)[i] = (*s)[i+1]
-				*s = append((*s)[:i+1], (*s)[i+2:]...)
-			}
+		if !ok {
+			continue
+		}
+		dims[i+1] *= dims[i]
+		dims = slices.Delete(dims, i, i+1)
+		for _, s := range strides {
+			*s = slices.Delete(*s, i, i+1)
 		}
 	}
 	last := len(dims) - 1
 	if last > maxAxes {
-		return nil, fmt.Errorf("a loop over %d axes", len(dims))
+		return fmt.Errorf("a loop over %d axes", len(dims))
 	}
-	p.dims, p.cols = dims, dims[last]
-	p.rows = size(dims) / p.cols
-	p.blockRows, p.blockCols = 1, p.cols
-	if p.cols > block && g.rowLen == 0 {
-		p.blockCols = block
+	c.dims, c.cols = dims, dims[last]
+	c.rows = size(dims) / c.cols
+	c.blockRows, c.blockCols = 1, c.cols
+	if c.cols > block && c.group.rowLen == 0 {
+		c.blockCols = block
 	} else {
-		p.blockRows = max(1, block/p.cols)
+		c.blockRows = max(1, block/c.cols)
 	}
-	for _, f := range p.folds {
+	for _, f := range c.folds {
 		f.last, f.str = f.str[last], f.str[:last]
 		f.toRow = f.op == foldSum && f.last == 1 && !slices.ContainsFunc(f.str, func(s int) bool { return s != 0 })
 	}
-	// operands in order, and those that are the same in every block, need no instruction
-	order = rowMajor(dims)
-	direct := map[int]bool{}
-	for _, o := range loads {
+	return nil
+}
+
+// operands decides how each operand is read. Those in order, and those that are the same in every block, need no
+// instruction.
+func (c *loopCompiler) operands() {
+	last, order := len(c.dims)-1, rowMajor(c.dims)
+	strided := map[int]*operand{}
+	for _, o := range c.loads {
 		inOrder, fixed := true, true
 		for a, s := range o.str {
-			inOrder = inOrder && (s == order[a] || dims[a] == 1)
-			fixed = fixed && (s == 0 || s == 1 && a == last && p.rows > 1 && p.blockCols == p.cols)
+			inOrder = inOrder && (s == order[a] || c.dims[a] == 1)
+			fixed = fixed && (s == 0 || s == 1 && a == last && c.rows > 1 && c.blockCols == c.cols)
 		}
 		o.last, o.str = o.str[last], o.str[:last]
 		switch {
 		case fixed:
-			p.fixed = append(p.fixed, *o)
-			direct[o.slot] = true
+			c.fixed = append(c.fixed, *o)
 		case inOrder:
-			p.whole = append(p.whole, *o)
-			direct[o.slot] = true
+			c.whole = append(c.whole, *o)
+		default:
+			strided[o.slot] = o
 		}
 	}
-	kept = p.code[:0]
-	for _, in := range p.code {
+	kept := c.code[:0]
+	for _, in := range c.code {
 		if in.code == opLoad {
-			if direct[in.d] {
+			o := strided[in.d]
+			if o == nil {
 				continue
 			}
-			for _, o := range loads {
-				if o.slot == in.d {
-					in.load = *o
-				}
-			}
+			in.load = *o
 		}
-		kept = append(kept, in)
-	}
-	p.code = kept
-	p.assign()
-	p.cut()
-	return p, nil
-}
-
-const opNone opcode = 255
-
-func contains(list []int, x int) bool {
-	for _, v := range list {
-		if v == x {
-			return true
+		if in.code != opNone {
+			kept = append(kept, in)
 		}
 	}
-	return false
+	c.code = kept
 }
 
 // assign gives registers to the slots that are not memory. A register is free again after the last use of its slot.
@@ -342,7 +361,7 @@ func (p *program) assign() {
 	for i, in := range p.code {
 		if in.code != opLoad && in.code != opRow {
 			for j, a := range in.arg {
-				if a >= 0 && lastUse[a] == i && !memory[a] && !contains(in.arg[:j], a) {
+				if a >= 0 && lastUse[a] == i && !memory[a] && !slices.Contains(in.arg[:j], a) {
 					free = append(free, p.register[a])
 				}
 			}
@@ -493,7 +512,7 @@ func (x *executable) runLoop(p *program) {
 			own := x.partials[(i-1)*p.partials : i*p.partials]
 			for _, f := range p.folds {
 				if !f.byRow {
-					f.combin(f.v.buf, f.v.buf, f.target(own))
+					f.join(f.v.buf, f.v.buf, f.target(own))
 				}
 			}
 		}
@@ -667,7 +686,7 @@ func (p *program) fold(s *loopSpace, f *folding, x []float32, r0, r1, c0, w int,
 		at := c.off + c0*f.last
 		if f.last == 1 {
 			q := out[at : at+w]
-			f.combin(q, q, row)
+			f.join(q, q, row)
 		} else {
 			for _, v := range row {
 				out[at] = f.op.join(out[at], v)

@@ -73,9 +73,14 @@ func (p *plan) lower(c *call) error {
 func (p *plan) native1(c *call) *value {
 	dims := c.out[0].shape.Dimensions
 	for _, n := range c.in {
-		if n.shape.Size() == 0 {
-			return nil
+		if n.shape.Size() > 0 {
+			continue
 		}
+		if _, ok := c.attr.(dotAttr); ok && f32(c.out[0]) { // a sum of nothing, in which the portable backend divides by zero
+			p.native++ // or the whole graph would go there
+			return p.add(&value{kind: kindConst, dims: dims, buf: make([]float32, size(dims))})
+		}
+		return nil
 	}
 	// all says whether every operand from i on has a type held as float32, and returns them.
 	all := func(i int) ([]*value, bool) {
@@ -172,19 +177,37 @@ func (p *plan) native1(c *call) *value {
 		if in, ok := all(0); ok {
 			return p.pad(in[0].view, in[1].view, c.attr.([]compute.PadAxis), dims)
 		}
+	case compute.OpTypeGather:
+		if f32(c.in[0]) && isIndex(c.in[1].shape.DType) {
+			return p.gather(p.load(c.in[0]).view, p.values[c.in[1]], c.in[1].shape.Dimensions, c.attr.(gatherAttr), dims)
+		}
+	case compute.OpTypeScatterSum:
+		if f32(c.in[0]) && f32(c.in[2]) && isIndex(c.in[1].shape.DType) {
+			return p.scatterSum(p.load(c.in[0]).view, p.values[c.in[1]], c.in[1].shape.Dimensions, p.load(c.in[2]).view, c.attr.(scatterAttr))
+		}
+	case compute.OpTypeReduceWindow:
+		if f32(c.in[0]) {
+			return p.window(p.load(c.in[0]).view, view{}, c.attr.(windowAttr), false, dims)
+		}
+	case compute.OpTypeSelectAndScatterMax, compute.OpTypeSelectAndScatterMin:
+		if f32(c.in[0]) && f32(c.in[1]) {
+			return p.window(p.load(c.in[0]).view, p.load(c.in[1]).view, c.attr.(windowAttr), true, dims)
+		}
 	case compute.OpTypeDotGeneral:
-		if a, ok := c.attr.(dotAttr); ok && c.in[0].shape.DType == dtypes.Float32 && c.in[1].shape.DType == dtypes.Float32 {
+		if a, ok := c.attr.(dotAttr); ok && f32(c.in[0]) && f32(c.in[1]) {
 			in, _ := all(0)
 			return p.dot(in[0].view, in[1].view, a, dims)
 		}
 	case compute.OpTypeConvGeneral:
-		if a := c.attr.(convAttr); c.in[0].shape.DType == dtypes.Float32 && c.in[1].shape.DType == dtypes.Float32 {
+		if a := c.attr.(convAttr); f32(c.in[0]) && f32(c.in[1]) {
 			in, _ := all(0)
 			return p.conv(in[0].view, in[1].view, a, dims)
 		}
 	}
 	return nil
 }
+
+func f32(n *node) bool { return n.shape.DType == dtypes.Float32 }
 
 // scalar returns a constant of one element.
 func (p *plan) scalar(x float32) *value {
@@ -225,12 +248,12 @@ func (p *plan) export(v *value, n *node) *value {
 // pad writes a view into larger memory, with fill around and between its elements.
 func (p *plan) pad(x, fill view, axes []compute.PadAxis, dims []int) *value {
 	axes = append(slices.Clone(axes), make([]compute.PadAxis, len(dims)-len(axes))...)
-	s := &padStep{fill: fill, dims: dims, str: rowMajor(dims)}
+	s, q := &padStep{fill: fill, dims: dims}, padPart{str: rowMajor(dims)}
 	src := view{x.base, x.off, slices.Clone(x.dims), slices.Clone(x.str)}
 	row := rowMajor(dims)
 	for i, a := range axes {
 		step := a.Interior + 1
-		s.str[i] *= step
+		q.str[i] *= step
 		// leave out the elements that a negative padding cuts off
 		first, last := a.Start, a.Start+(src.dims[i]-1)*step
 		for src.dims[i] > 0 && first < 0 {
@@ -242,8 +265,9 @@ func (p *plan) pad(x, fill view, axes []compute.PadAxis, dims []int) *value {
 			last -= step
 			src.dims[i]--
 		}
-		s.off += first * row[i]
+		q.off += first * row[i]
 	}
-	s.src = src
+	q.src = src
+	s.parts = []padPart{q}
 	return p.add(&value{kind: kindStep, dims: dims, step: s})
 }

@@ -103,13 +103,14 @@ type plan struct {
 	pads   map[string]*value // copies, by what they are copies of
 	masks  map[*value]*value // native copies of foreign values
 	arena  int               // float32 elements
+	reuse  map[*value]*value // outputs that may be written over a parameter
 	// constants are computed once, when the plan is made.
 	constants []*value
 	native    int // values with a kernel
 }
 
 func newPlan(b *Backend, f *Function) *plan {
-	return &plan{b: b, f: f, values: map[*node]*value{}, pads: map[string]*value{}, masks: map[*value]*value{}}
+	return &plan{b: b, f: f, values: map[*node]*value{}, pads: map[string]*value{}, masks: map[*value]*value{}, reuse: map[*value]*value{}}
 }
 
 func (p *plan) add(v *value) *value {
@@ -191,6 +192,10 @@ func (p *plan) build() error {
 		p.outs = append(p.outs, v)
 	}
 	p.sweep()
+	p.sumProducts()
+	p.sumPads()
+	p.sweep()
+	p.shareB()
 	p.schedule()
 	p.allocate()
 	return nil
@@ -221,4 +226,18 @@ func (p *plan) sweep() {
 		}
 	}
 	p.order = kept
+}
+
+// countUses counts how often each value is read or handed out.
+func (p *plan) countUses() map[*value]int {
+	uses := map[*value]int{}
+	for _, v := range p.order {
+		for _, r := range v.reads() {
+			uses[r.base]++
+		}
+	}
+	for _, v := range p.outs {
+		uses[v]++
+	}
+	return uses
 }

@@ -18,9 +18,10 @@ type region struct {
 
 // regionInput is an operand: a foreign value as it is, or a native one, copied into a buffer that is kept.
 type regionInput struct {
-	v    *value
-	copy compute.Buffer
-	flat []float32
+	v      *value
+	copy   compute.Buffer
+	flat   []float32
+	copier copier
 }
 
 // compileRegion writes the calls of some foreign values onto a graph of the portable backend.
@@ -43,7 +44,7 @@ func (x *executable) compileRegion(members []*value) (*region, error) {
 			if err != nil {
 				return nil, err
 			}
-			in.copy, in.flat = buf, flat.([]float32)
+			in.copy, in.flat, in.copier = buf, flat.([]float32), newCopier(v.view, 0, rowMajor(v.dims))
 		}
 		q, err := f.Parameter(fmt.Sprint("p", len(r.inputs)), n.shape, nil)
 		if err != nil {
@@ -78,7 +79,8 @@ func (x *executable) compileRegion(members []*value) (*region, error) {
 	}
 	var results []Value
 	for _, v := range members {
-		if v.last > v.group || v.imported {
+		// The portable backend fails where only the first results of an operation are asked for.
+		if v.last > v.group || v.imported || len(v.src.call.out) > 1 {
 			r.outputs = append(r.outputs, v)
 			results = append(results, env[v])
 		}
@@ -108,7 +110,7 @@ func (r *region) run() error {
 			r.in[i] = in.v.foreign
 			continue
 		}
-		copyView(in.flat, 0, rowMajor(in.v.dims), in.v.view)
+		in.copier.copy(in.flat, 0, 0)
 		r.in[i] = in.copy
 	}
 	out, err := r.exec.Execute(r.in, nil, 0)
@@ -123,14 +125,16 @@ func (r *region) run() error {
 
 // exportMask makes a buffer of booleans of a mask.
 func (x *executable) exportMask(v *value) error {
-	m := v.in[0].view
 	buf, flat, err := x.b.host.NewSharedBuffer(0, shapes.Make(dtypes.Bool, v.dims...))
 	if err != nil {
 		return err
 	}
-	t := make([]float32, size(v.dims))
-	copyView(t, 0, rowMajor(v.dims), m)
-	for i, q := range t {
+	if v.buf == nil {
+		v.buf = make([]float32, size(v.dims))
+	}
+	c := newCopier(v.in[0].view, 0, rowMajor(v.dims))
+	c.copy(v.buf, 0, 0)
+	for i, q := range v.buf {
 		flat.([]bool)[i] = q != 0
 	}
 	v.foreign = buf

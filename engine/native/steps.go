@@ -9,25 +9,31 @@ import (
 	"github.com/lathe-ml/lathe/engine/kernel"
 )
 
-// copyView copies a view to places dst[off + sum of i*str].
-func copyView(dst []float32, off int, str []int, v view) {
-	var d, to, from []int
-	for i := range v.dims { // axes of more than one element, joined where both sides allow
-		n := v.dims[i]
-		if n == 0 {
-			return
-		}
-		if n == 1 {
-			continue
-		}
-		if k := len(d) - 1; k >= 0 && to[k] == n*str[i] && from[k] == n*v.str[i] {
-			d[k] *= n
-			to[k], from[k] = str[i], v.str[i]
-			continue
-		}
-		d, to, from = append(d, n), append(to, str[i]), append(from, v.str[i])
+// copier copies a view to places dst[off + sum of i*str].
+type copier struct {
+	from             view
+	off              int
+	dims, to, stride []int // axes of more than one element, joined where both sides allow
+}
+
+func newCopier(from view, off int, str []int) copier {
+	c := copier{from: from, off: off}
+	c.dims, c.to, c.stride = joinAxes(from.dims, str, from.str)
+	return c
+}
+
+// copy copies, with both sides moved on by some elements.
+func (c *copier) copy(dst []float32, to, from int) {
+	if c.from.size() > 0 {
+		copyAxes(dst, c.from.base.buf, c.off+to, c.from.off+from, c.dims, c.to, c.stride)
 	}
-	copyAxes(dst, v.base.buf, off, v.off, d, to, from)
+}
+
+// add adds to what is there.
+func (c *copier) add(dst []float32) {
+	if c.from.size() > 0 {
+		addAxes(dst, c.from.base.buf, c.off, c.from.off, c.dims, c.to, c.stride)
+	}
 }
 
 func copyAxes(dst, src []float32, at, from int, d, to, by []int) {
@@ -59,67 +65,146 @@ type concatStep struct {
 	axis  int
 	dims  []int
 	parts []view
+
+	copiers []copier
+	out     []float32 // of the run
 }
 
-func (s *concatStep) reads() []view       { return s.parts }
-func (s *concatStep) prepare(*executable) {}
+func (s *concatStep) reads() []view { return s.parts }
+func (s *concatStep) prepare(*executable) {
+	str, off := rowMajor(s.dims), 0
+	for _, v := range s.parts {
+		s.copiers = append(s.copiers, newCopier(v, off, str))
+		off += v.dims[s.axis] * str[s.axis]
+	}
+}
+
 func (s *concatStep) run(x *executable, out []float32) {
-	x.parallel(len(s.parts), size(s.dims), func(_, i int) {
-		str := rowMajor(s.dims)
-		off := 0
-		for _, v := range s.parts[:i] {
-			off += v.dims[s.axis] * str[s.axis]
-		}
-		copyView(out, off, str, s.parts[i])
-	})
+	s.out = out
+	x.parallel(len(s.parts), size(s.dims), s)
 }
 
-// padStep writes a view into memory that is filled with one value otherwise.
+// Do writes one view.
+func (s *concatStep) Do(_, i int) { s.copiers[i].copy(s.out, 0, 0) }
+
+// padStep writes a view into memory that is filled with one value otherwise; or the sum of several such, with zeros.
 type padStep struct {
-	src, fill view
-	dims, str []int
-	off       int
+	fill  view
+	dims  []int
+	parts []padPart
+
+	first copier   // of the first part, without its first axis
+	rest  []copier // of the other parts
+	out   []float32
 }
 
-func (s *padStep) reads() []view {
-	if s.fill.base == nil {
-		return []view{s.src}
-	}
-	return []view{s.src, s.fill}
+type padPart struct {
+	src view
+	str []int // in the result
+	off int
 }
-func (s *padStep) prepare(*executable) {}
-func (s *padStep) run(x *executable, out []float32) {
-	fill := float32(0)
-	if s.fill.base != nil {
-		fill = s.fill.base.buf[s.fill.off]
+
+func (s *padStep) reads() (v []view) {
+	for _, q := range s.parts {
+		v = append(v, q.src)
 	}
-	if fill == 0 {
+	if s.fill.base != nil {
+		v = append(v, s.fill)
+	}
+	return v
+}
+
+func (s *padStep) prepare(*executable) {
+	for i, q := range s.parts {
+		switch {
+		case i > 0:
+			s.rest = append(s.rest, newCopier(q.src, q.off, q.str))
+		case len(q.src.dims) == 0:
+			s.first = newCopier(q.src, q.off, nil)
+		default:
+			s.first = newCopier(view{q.src.base, q.src.off, q.src.dims[1:], q.src.str[1:]}, q.off, q.str[1:])
+		}
+	}
+}
+
+func (s *padStep) run(x *executable, out []float32) {
+	value := float32(0)
+	if s.fill.base != nil {
+		value = s.fill.base.buf[s.fill.off]
+	}
+	if value == 0 {
 		clear(out)
 	} else {
-		for i := range out {
-			out[i] = fill
-		}
+		fill(out, value)
 	}
-	if len(s.src.dims) == 0 || s.src.size() == 0 {
-		copyView(out, s.off, s.str, s.src)
+	s.out = out
+	if q := s.parts[0].src; len(q.dims) == 0 {
+		s.first.copy(out, 0, 0)
+	} else {
+		x.parallel(q.dims[0], q.size(), s)
+	}
+	for i := range s.rest {
+		s.rest[i].add(out)
+	}
+}
+
+// Do writes the first part's elements number i along its first axis.
+func (s *padStep) Do(_, i int) {
+	q := &s.parts[0]
+	s.first.copy(s.out, i*q.str[0], i*q.src.str[0])
+}
+
+// zero says whether nothing but zeros lies around the parts.
+func (s *padStep) zero() bool {
+	if s.fill.base == nil {
+		return true
+	}
+	b := s.fill.base
+	return b.kind == kindConst && b.buf != nil && b.buf[s.fill.off] == 0
+}
+
+func addAxes(dst, src []float32, at, from int, d, to, by []int) {
+	if len(d) == 0 {
+		dst[at] += src[from]
 		return
 	}
-	x.parallel(s.src.dims[0], size(s.dims), func(_, i int) {
-		part := view{s.src.base, s.src.off + i*s.src.str[0], s.src.dims[1:], s.src.str[1:]}
-		copyView(out, s.off+i*s.str[0], s.str[1:], part)
-	})
+	if len(d) == 1 && to[0] == 1 && by[0] == 1 {
+		t := dst[at : at+d[0]]
+		for i, v := range src[from : from+d[0]] {
+			t[i] += v
+		}
+		return
+	}
+	for range d[0] {
+		addAxes(dst, src, at, from, d[1:], to[1:], by[1:])
+		at += to[0]
+		from += by[0]
+	}
 }
 
-// dotStep is a product of two views.
-type dotStep struct {
-	a, b view
-	gemm *kernel.Gemm
-}
-
-func (s *dotStep) reads() []view         { return []view{s.a, s.b} }
-func (s *dotStep) prepare(x *executable) { x.space.Grow(s.gemm) }
-func (s *dotStep) run(x *executable, out []float32) {
-	s.gemm.Run(x.b.pool, x.space, s.a.base.buf[s.a.low():], s.b.base.buf[s.b.low():], out)
+// sumPads makes one step of padded values that are only added to each other, as the gradients of slices of one value
+// are: the whole of it is then written once.
+func (p *plan) sumPads() {
+	uses := p.countUses()
+	for _, v := range p.order {
+		if v.kind != kindElem || v.apply.args != 2 || v.apply.binary != kernel.Add {
+			continue
+		}
+		var parts []padPart
+		for _, in := range v.in {
+			b := in.view.base
+			if s, ok := b.step.(*padStep); ok && b.kind == kindStep && uses[b] == 1 && in.view.whole() && slices.Equal(in.view.dims, v.dims) &&
+				slices.Equal(b.dims, v.dims) && s.zero() {
+				parts = append(parts, s.parts...)
+			} else {
+				parts = nil
+				break
+			}
+		}
+		if len(parts) >= 2 {
+			v.kind, v.step, v.in = kindStep, &padStep{dims: v.dims, parts: parts}, nil
+		}
+	}
 }
 
 // rest returns the axes that no list names.
@@ -130,25 +215,6 @@ func rest(n int, used ...[]int) (out []int) {
 		}
 	}
 	return out
-}
-
-// dot plans a general product: C[batch, a's other axes, b's other axes].
-func (p *plan) dot(a, b view, q dotAttr, dims []int) *value {
-	ax, bx := rest(len(a.dims), q.lc, q.lb), rest(len(b.dims), q.rc, q.rb)
-	oa := kernel.Operand{Batch: a.offsets(q.lb), Rows: a.offsets(ax), K: a.offsets(q.lc)}
-	ob := kernel.Operand{Batch: b.offsets(q.rb), Rows: b.offsets(bx), K: b.offsets(q.rc)}
-	m, n := len(oa.Rows), len(ob.Rows)
-	s := &dotStep{a: a, b: b, gemm: kernel.NewGemm(p.b.set, oa, ob, multiples(len(oa.Batch), m*n), multiples(m, n))}
-	return p.add(&value{kind: kindStep, dims: dims, step: s})
-}
-
-// multiples returns 0, s, 2s, ..., n of them.
-func multiples(n, s int) []int32 {
-	t := make([]int32, n)
-	for i := range t {
-		t[i] = int32(i * s)
-	}
-	return t
 }
 
 // importStep makes a foreign value native.

@@ -1,0 +1,9 @@
+//go:build !unix
+
+package bench
+
+import "time"
+
+func processorTime() time.Duration { return 0 }
+
+func peakMemory() int64 { return 0 }
