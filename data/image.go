@@ -76,8 +76,12 @@ func DecodeImage(r io.Reader) (img image.Image, format string, err error) {
 // tiffTypes are the bytes of a value of each TIFF field type, 1 to 12.
 var tiffTypes = []int64{1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8}
 
-// checkTIFF verifies that the values of every field of the first directory lie within the file: the decoder allocates as
-// many as the field says before it reads them. Other formats pass.
+// placeFields give the offsets and sizes of the parts of the picture: StripOffsets, StripByteCounts, TileOffsets and
+// TileByteCounts.
+var placeFields = []uint16{273, 279, 324, 325}
+
+// checkTIFF verifies that the values of every field of the first directory, and the parts of the picture, lie within the
+// file: the decoder allocates what a field says before it reads it. Other formats pass.
 func checkTIFF(b []byte) error {
 	var order binary.ByteOrder
 	switch {
@@ -105,8 +109,26 @@ func checkTIFF(b []byte) error {
 		if int(kind) < len(tiffTypes) {
 			width = tiffTypes[kind]
 		}
-		if n*width > 4 && int64(order.Uint32(f[8:]))+n*width > size {
-			return badf("tiff", fmt.Sprintf("field %d", order.Uint16(f)), "%d values of %d bytes do not lie within the %d bytes: %w", n, width, size, io.ErrUnexpectedEOF)
+		tag, values := order.Uint16(f), f[8:12]
+		if n*width > 4 {
+			from := int64(order.Uint32(values))
+			if from+n*width > size {
+				return badf("tiff", fmt.Sprintf("field %d", tag), "%d values of %d bytes do not lie within the %d bytes: %w", n, width, size, io.ErrUnexpectedEOF)
+			}
+			values = b[from : from+n*width]
+		}
+		if !slices.Contains(placeFields, tag) {
+			continue
+		}
+		for ; n > 0 && width >= 2 && len(values) >= int(width); n-- {
+			place := int64(order.Uint16(values))
+			if width >= 4 {
+				place = int64(order.Uint32(values))
+			}
+			if place > size {
+				return badf("tiff", fmt.Sprintf("field %d", tag), "a part of the picture lies, or ends, at byte %d of %d: %w", place, size, io.ErrUnexpectedEOF)
+			}
+			values = values[width:]
 		}
 	}
 	return nil

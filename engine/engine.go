@@ -41,12 +41,9 @@ var goCandidate = candidate{
 var nativeCandidate = candidate{
 	name:      native.Name,
 	available: native.Available,
-	preferred: func() bool { return preferNative },
+	preferred: func() bool { return true },
 	open:      func(config string) (compute.Backend, error) { return native.New(config) },
 }
-
-// preferNative makes the native backend the default where its kernels run.
-const preferNative = false
 
 // candidates lists the backends in order of preference.
 func candidates() []candidate {

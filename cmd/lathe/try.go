@@ -57,7 +57,7 @@ Runs are kept in $LATHE_HOME (default: $XDG_DATA_HOME/lathe, ~/.local/share/lath
 	fl.IntVar(&f.seeds, "seeds", 0, "how many seeds: 0, 1, ... (default: 3 at full scale, 1 at smoke scale)")
 	fl.BoolVar(&f.fresh, "fresh", false, "measure again what is stored already")
 	fl.BoolVar(&f.anyCode, "reuse", false, "take stored results that another build of lathe measured")
-	fl.StringVar(&f.report, "report", "", "write the report to this HTML file (default: in the store; the path is printed)")
+	fl.StringVar(&f.report, "report", "", `write the report to this HTML file (default: in the store; the path is printed; "none": no report)`)
 	fl.StringVar(&f.results, "results", "", "write METHOD.json with the verdicts into this folder (full scale, at least 3 seeds)")
 	_ = cmd.RegisterFlagCompletionFunc("scale", oneOf("smoke", "full"))
 	return cmd
@@ -147,7 +147,7 @@ func (a *app) try(ctx context.Context, names []string, f tryFlags) error {
 			}
 		}
 	}
-	if len(results) > 0 {
+	if len(results) > 0 && f.report != "none" {
 		path, err := a.saveReport(ctx, s, lab.Documents(results), results, f.report)
 		if err != nil {
 			return err

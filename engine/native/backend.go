@@ -126,6 +126,7 @@ func (b *Backend) IsFinalized() bool { return b.finalized.Load() }
 // replaces, and without shapes that are unknown at compile time.
 func (b *Backend) Capabilities() compute.Capabilities {
 	c := b.host.Capabilities().Clone()
+	//lint:ignore SA1019 both fields are read by GoMLX
 	c.DynamicAxes, c.DynamicShapes, c.PreferConstantsForVariables = false, compute.DynamicShapesNone, false
 	for op := range c.Operations {
 		if name := op.String(); strings.HasPrefix(name, "Fused") || strings.HasPrefix(name, "Quantized") || strings.HasPrefix(name, "Dynamic") {
