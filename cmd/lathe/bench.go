@@ -113,7 +113,8 @@ func newBenchStepCommand(a *app) *cobra.Command {
 	var steps int
 	cmd := &cobra.Command{
 		Use: "step NETWORK", Hidden: true, Short: "Time training steps of one network and print a JSON line",
-		Args: exactArgs("network"),
+		Example: "  lathe bench step vit --backend native",
+		Args:    exactArgs("network"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			n, err := bench.Find(args[0])
 			if err != nil {
