@@ -9,11 +9,14 @@ ORT_ENABLE_BASIC with Lathe's own evaluation: accuracies within 0.2 points. Exit
 """
 
 import argparse
+import csv
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -22,6 +25,15 @@ ROOT = HERE.parent.parent
 def sh(*args, **env):
     print("+", *args, flush=True)
     return subprocess.run([str(a) for a in args], cwd=ROOT, env={**os.environ, **env}).returncode
+
+
+def page_labels(pages):
+    """The labels of labels.csv in the order of the pictures' names, as lathe compress reads them."""
+    with open(pages / "labels.csv") as f:
+        labels = {row["file"]: int(row["label"]) for row in csv.DictReader(f)}
+    path = pages.with_suffix(".npy")
+    np.save(path, np.array([labels[k] for k in sorted(labels)], dtype=np.int32))
+    return path
 
 
 def main():
@@ -65,7 +77,7 @@ def main():
         if step("compress pages", lathe, "compress", model, "--method", "minmax", "--bits", 8, "--calib", pages, "--calib-cases", 32,
                 "--labels", pages / "labels.csv", "--preprocess", "resize=256",
                 "--save-inputs", f"{out}-x.npy", "--save-outputs", f"{out}-y.npy", "-o", f"{out}.onnx"):
-            step("doc-orientation W8A8", py, HERE / "compress_ort.py", f"{out}.onnx", f"{out}-x.npy", f"{out}-y.npy")
+            step("doc-orientation W8A8", py, HERE / "compress_ort.py", f"{out}.onnx", f"{out}-x.npy", f"{out}-y.npy", "--labels", page_labels(pages))
 
     print("failed: " + ", ".join(failed) if failed else "everything agrees")
     return 1 if failed else 0
