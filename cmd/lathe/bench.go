@@ -165,10 +165,7 @@ func (a *app) benchTrain(ctx context.Context, networks, backends []string, peer 
 		return usageErrorf("name contestants with --backends")
 	}
 	level, _ := kernel.Detect()
-	r := &benchResult{
-		CPU: engine.ThisCPU(), Level: level.String(), Threads: threads, Rounds: rounds,
-		PeakFMA: kernel.PeakFMA(kernel.For(level)), Bandwidth: kernel.ReadBandwidth(kernel.For(level), 256<<20),
-	}
+	r := &benchResult{CPU: engine.ThisCPU(), Level: level.String(), Threads: threads, Rounds: rounds}
 	bar := a.progress("timing")
 	defer bar.Close()
 	done := 0
@@ -190,6 +187,8 @@ func (a *app) benchTrain(ctx context.Context, networks, backends []string, peer 
 		}
 	}
 	bar.Close()
+	// Last, because a process counts the memory of the one that started it as its own.
+	r.PeakFMA, r.Bandwidth = kernel.PeakFMA(kernel.For(level)), kernel.ReadBandwidth(kernel.For(level), 256<<20)
 	return a.emit(r, func(w io.Writer) error {
 		t := report.Table{Columns: []string{"network", "on", "CPU ms", "wall ms", "first ms", "MB", "times the first's CPU"}}
 		for _, row := range r.Rows {
