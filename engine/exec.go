@@ -24,7 +24,7 @@ func NewExec(b compute.Backend, f func(in []*graph.Node) []*graph.Node) (*Exec, 
 	guarded := func(in []*graph.Node) []*graph.Node {
 		defer func() {
 			if r := recover(); r != nil {
-				panic(asError(r))
+				panic(AsError(r))
 			}
 		}()
 		return f(in)
@@ -43,7 +43,7 @@ func (e *Exec) NoLimit() *Exec { e.e.SetMaxCache(-1); return e }
 func (e *Exec) Call(args ...any) (out []*tensors.Tensor, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			out, err = nil, fmt.Errorf("engine: %w", asError(r))
+			out, err = nil, fmt.Errorf("engine: %w", AsError(r))
 		}
 	}()
 	return e.e.Call(args...)
@@ -54,7 +54,7 @@ func (e *Exec) Call(args ...any) (out []*tensors.Tensor, err error) {
 func (e *Exec) CallDonating(in []*tensors.Tensor, donate []bool) (out []*tensors.Tensor, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			out, err = nil, fmt.Errorf("engine: %w", asError(r))
+			out, err = nil, fmt.Errorf("engine: %w", AsError(r))
 		}
 	}()
 	sh := make([]shapes.Shape, len(in))
@@ -79,7 +79,9 @@ func (e *Exec) CallDonating(in []*tensors.Tensor, donate []bool) (out []*tensors
 // Finalize frees the compiled graphs.
 func (e *Exec) Finalize() { e.e.Finalize() }
 
-func asError(r any) error {
+// AsError turns what recover returned into an error. A Go runtime error is marked as internal, so that a caller can tell a
+// defect from a refused shape.
+func AsError(r any) error {
 	if e, ok := r.(runtime.Error); ok {
 		return fmt.Errorf("internal error: %w", e)
 	}

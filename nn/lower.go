@@ -3,7 +3,6 @@ package nn
 import (
 	"fmt"
 	"hash/fnv"
-	"runtime"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
@@ -134,7 +133,7 @@ func (n *Network) Lower(env *Env, in map[string]*graph.Node) []*graph.Node {
 func lowerNode(env *Env, x *Node, vals map[string]*graph.Node, set func(string, *graph.Node)) {
 	defer func() {
 		if r := recover(); r != nil {
-			panic(fmt.Errorf("node %q (%s): %w", x.Name, x.Op.Kind(), asError(r)))
+			panic(fmt.Errorf("node %q (%s): %w", x.Name, x.Op.Kind(), engine.AsError(r)))
 		}
 	}()
 	args := make([]*graph.Node, len(x.In))
@@ -157,21 +156,11 @@ func lowerNode(env *Env, x *Node, vals map[string]*graph.Node, set func(string, 
 func Catch(f func()) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = asError(r)
+			err = engine.AsError(r)
 		}
 	}()
 	f()
 	return nil
-}
-
-func asError(r any) error {
-	if e, ok := r.(runtime.Error); ok {
-		return fmt.Errorf("internal error: %w", e)
-	}
-	if e, ok := r.(error); ok {
-		return e
-	}
-	return fmt.Errorf("%v", r)
 }
 
 // Shapes returns the shape of every value, with the batch of every input replaced when batch > 0. It lowers into a

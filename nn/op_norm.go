@@ -1,6 +1,7 @@
 package nn
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -27,7 +28,7 @@ var _ Norm = LayerNorm{}
 func (LayerNorm) Kind() string { return "layernorm" }
 
 // Epsilon is Eps with its default.
-func (d LayerNorm) Epsilon() float64 { return orDefault(d.Eps, 1e-5) }
+func (d LayerNorm) Epsilon() float64 { return cmp.Or(d.Eps, 1e-5) }
 
 // Params are the gain and the bias, over the normalised axes.
 func (d LayerNorm) Params(in []shapes.Shape) []Spec {
@@ -58,7 +59,7 @@ var _ Norm = RMSNorm{}
 func (RMSNorm) Kind() string { return "rmsnorm" }
 
 // Epsilon is Eps with its default.
-func (d RMSNorm) Epsilon() float64 { return orDefault(d.Eps, 1e-6) }
+func (d RMSNorm) Epsilon() float64 { return cmp.Or(d.Eps, 1e-6) }
 
 // Params is the gain (and the bias).
 func (d RMSNorm) Params(in []shapes.Shape) []Spec {
@@ -114,13 +115,6 @@ func affine(y, gain, bias *graph.Node, axes []int) *graph.Node {
 
 // rsqrt is 1/√x from functions that have gradients.
 func rsqrt(x *graph.Node) *graph.Node { return graph.Reciprocal(graph.Sqrt(x)) }
-
-func orDefault(v, def float64) float64 {
-	if v == 0 {
-		return def
-	}
-	return v
-}
 
 // normAxes resolves axes to sorted non-negative ones and refuses repeated or missing ones.
 func normAxes(s shapes.Shape, axes []int) []int {
@@ -191,7 +185,7 @@ var _ Norm = BatchNorm{}
 func (BatchNorm) Kind() string { return "batchnorm" }
 
 // Epsilon is Eps with its default.
-func (d BatchNorm) Epsilon() float64 { return orDefault(d.Eps, 1e-5) }
+func (d BatchNorm) Epsilon() float64 { return cmp.Or(d.Eps, 1e-5) }
 
 // Params are gain, bias and the running statistics.
 func (d BatchNorm) Params(in []shapes.Shape) []Spec {
@@ -229,7 +223,7 @@ func (d BatchNorm) Lower(c *Ctx, xs []*graph.Node) []*graph.Node {
 			if !d.Biased && n > 1 {
 				run = graph.MulScalar(bv, n/(n-1))
 			}
-			decay := orDefault(d.Decay, .9)
+			decay := cmp.Or(d.Decay, .9)
 			c.Set("mean", mix(mean, bm, decay))
 			c.Set("var", mix(variance, run, decay))
 		}
@@ -285,6 +279,6 @@ func (d GroupNorm) Lower(c *Ctx, xs []*graph.Node) []*graph.Node {
 	n := s[len(s)-1]
 	spatial := xs[0].Shape().Size() / max(s[0]*n, 1)
 	x := graph.Reshape(xs[0], s[0], spatial, d.Groups, n/d.Groups)
-	y := graph.Reshape(Standardize(x, nil, nil, orDefault(d.Eps, 1e-5), true, 1, 3), s...)
+	y := graph.Reshape(Standardize(x, nil, nil, cmp.Or(d.Eps, 1e-5), true, 1, 3), s...)
 	return []*graph.Node{affine(y, c.P("w"), c.P("b"), []int{len(s) - 1})}
 }

@@ -1,6 +1,7 @@
 package nn
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/gomlx/compute/shapes"
@@ -35,7 +36,7 @@ func (r RecurrentNorm) apply(c *Ctx, v *graph.Node, on bool, suffix string) *gra
 	if !on {
 		return v
 	}
-	return Standardize(v, c.P("g"+suffix), c.P("b"+suffix), orDefault(r.Eps, 1e-5), true, -1)
+	return Standardize(v, c.P("g"+suffix), c.P("b"+suffix), cmp.Or(r.Eps, 1e-5), true, -1)
 }
 
 // LSTM runs a long short-term memory over x [batch, time, in], gates in the order i, f, o, g:

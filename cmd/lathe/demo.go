@@ -16,6 +16,7 @@ import (
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/internal/rng"
+	"github.com/lathe-ml/lathe/internal/stat"
 	"github.com/lathe-ml/lathe/lab"
 	expquant "github.com/lathe-ml/lathe/lab/exp/quant"
 	"github.com/lathe-ml/lathe/lab/report"
@@ -237,7 +238,7 @@ func (r *demoResult) document() *report.Document {
 	d := &report.Document{
 		Title: "A vision transformer in 4 bits",
 		Subtitle: fmt.Sprintf("ViT-A on %d test images of Fashion-MNIST: %.1f %% in float32 (%s), %.1f %% with RepQ-ViT in 4-bit weights and activations (%s), %.1f %% with plain min-max rounding.",
-			r.Images, r.Float.Accuracy[0], report.Bytes(r.Float.Bytes), mean(repq.Accuracy), report.Bytes(repq.Bytes), mean(r.Arms[0].Accuracy)),
+			r.Images, r.Float.Accuracy[0], report.Bytes(r.Float.Bytes), stat.Mean(repq.Accuracy), report.Bytes(repq.Bytes), stat.Mean(r.Arms[0].Accuracy)),
 	}
 	d.Add(lab.ClaimsSection(r.Claims))
 	t := report.Table{
@@ -251,9 +252,9 @@ func (r *demoResult) document() *report.Document {
 		Points: []report.Mark{{Label: "float32", Group: "original", X: float64(r.Float.Bytes), Y: r.Float.Accuracy[0], YLow: r.Float.Accuracy[0], YHigh: r.Float.Accuracy[0]}},
 	}
 	for _, arm := range r.Arms {
-		acc := mean(arm.Accuracy)
+		acc := stat.Mean(arm.Accuracy)
 		t.Rows = append(t.Rows, []string{
-			arm.Name, fmt.Sprintf("%.2f", acc), report.Number(mean(arm.LogitMSE)), fmt.Sprint(arm.Bytes),
+			arm.Name, fmt.Sprintf("%.2f", acc), report.Number(stat.Mean(arm.LogitMSE)), fmt.Sprint(arm.Bytes),
 			fmt.Sprintf("%.0f %%", 100*float64(arm.Bytes)/float64(r.Float.Bytes)),
 		})
 		lo, hi := acc, acc
@@ -279,12 +280,4 @@ func (r *demoResult) document() *report.Document {
 		{Name: "Seconds", Value: report.Number(r.Seconds)},
 	}
 	return d
-}
-
-func mean(x []float64) float64 {
-	s := 0.
-	for _, v := range x {
-		s += v / float64(len(x))
-	}
-	return s
 }

@@ -3,6 +3,7 @@
 package norm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -38,7 +39,7 @@ var kinds = []kind{
 		return nn.RMSNorm{Eps: c.Eps, NoGain: c.NoGain}
 	}},
 	{"group", "group norm: statistics of groups of channels of each case", func(c Config) nn.Norm {
-		return nn.GroupNorm{Groups: or(c.Groups, 8), Eps: c.Eps, NoAffine: c.NoGain && c.NoBias}
+		return nn.GroupNorm{Groups: cmp.Or(c.Groups, 8), Eps: c.Eps, NoAffine: c.NoGain && c.NoBias}
 	}},
 }
 
@@ -72,10 +73,3 @@ func New(name string, c Config) (nn.Norm, error) {
 }
 
 var errNegativeEps = errors.New("eps is negative")
-
-func or(v, def int) int {
-	if v == 0 {
-		return def
-	}
-	return v
-}

@@ -3,6 +3,7 @@
 package optim
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -48,7 +49,7 @@ func (a AdamW) WeightDecay() float64 { return a.Decay }
 
 // Apply does one step with bias correction.
 func (a AdamW) Apply(u Update) (*graph.Node, []*graph.Node) {
-	b1, b2, eps := or(a.Beta1, .9), or(a.Beta2, .999), or(a.Eps, 1e-8)
+	b1, b2, eps := cmp.Or(a.Beta1, .9), cmp.Or(a.Beta2, .999), cmp.Or(a.Eps, 1e-8)
 	m := graph.Add(graph.MulScalar(u.Slots[0], b1), graph.MulScalar(u.Grad, 1-b1))
 	v := graph.Add(graph.MulScalar(u.Slots[1], b2), graph.MulScalar(graph.Mul(u.Grad, u.Grad), 1-b2))
 	g := u.W.Graph()
@@ -120,11 +121,4 @@ func ByName(name string, decay float64) (Optimizer, error) {
 		return f(decay), nil
 	}
 	return nil, fmt.Errorf("optim: there is no optimiser %q; use one of %s", name, strings.Join(Names(), ", "))
-}
-
-func or(v, def float64) float64 {
-	if v == 0 {
-		return def
-	}
-	return v
 }

@@ -72,7 +72,6 @@ type pages struct {
 	labels      []int
 	logits      []float32
 	classes     int
-	floatBytes  int64
 	sample      image.Image
 }
 
@@ -126,7 +125,7 @@ func newPages(ctx context.Context, t *lab.Trial) (*pages, error) {
 		return nil, err
 	}
 	z := pagesOf(t.Scale)
-	p := &pages{net: net, floatBytes: compress.Size(net)}
+	p := &pages{net: net}
 	draws := func(n int, first uint64, each func(page *image.RGBA) error) error {
 		for i := range n {
 			page, err := render.Page(text, render.PageOptions{Scan: true, Seed: t.Seed<<32 | (first + uint64(i))})
