@@ -128,6 +128,23 @@ func (m *Images) Floats(idx []int, dst []float32) []float32 {
 	return dst
 }
 
+// Moments returns the mean and the standard deviation of all pixels in [0, 1]; the deviation is 1 where it would be 0.
+func (m *Images) Moments() (mean, std float32) {
+	var sum, squares float64
+	for _, v := range m.Pixels {
+		x := float64(v) / float64(m.max())
+		sum += x
+		squares += x * x
+	}
+	n := float64(max(len(m.Pixels), 1))
+	mu := sum / n
+	sd := math.Sqrt(max(squares/n-mu*mu, 0))
+	if sd == 0 {
+		sd = 1
+	}
+	return float32(mu), float32(sd)
+}
+
 // Float32 returns the pictures of idx as a tensor [len(idx), H, W, C] in [0, 1]; a nil idx means all.
 func (m *Images) Float32(idx []int) (*tensors.Tensor, error) {
 	if idx == nil {

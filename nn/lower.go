@@ -25,6 +25,9 @@ type Env struct {
 	Update func(name string, v *graph.Node)
 
 	RNG *graph.Node // state for dropout and the like; nil makes them the identity
+	// Step is how many optimiser steps were done before this one, a scalar, while a trainer trains; nil otherwise. What
+	// changes along the training (a blend of two norms, a rate) follows it, not a counter of its own.
+	Step *graph.Node
 
 	Override map[string]*graph.Node // value name -> what readers see instead
 	Tap      map[string]*graph.Node // if not nil, every value (and every Record) is put here

@@ -203,7 +203,7 @@ func languageModel(layers, context, dim, heads, symbols int) (*nn.Network, error
 	x := b.Add("embed", nn.Embedding{N: symbols, Dim: dim}, b.Input("tokens", shapes.Make(dtypes.Int32, 1, context)))
 	for i := range layers {
 		b.In(fmt.Sprintf("blk.%d", i), func() {
-			x = b.Add("res1", nn.Add, x, zoo.Attention(b, "attn", b.Add("norm1", nn.RMSNorm{}, x), heads))
+			x = b.Add("res1", nn.Add, x, zoo.Attention(b, "attn", b.Add("norm1", nn.RMSNorm{}, x), zoo.AttentionOptions{Heads: heads}))
 			h := b.Add("norm2", nn.RMSNorm{}, x)
 			gate := b.Add("act", nn.SiLU, b.Add("gate", nn.Dense{Out: 4 * dim, NoBias: true}, h))
 			h = b.Add("gated", nn.Mul, gate, b.Add("up", nn.Dense{Out: 4 * dim, NoBias: true}, h))

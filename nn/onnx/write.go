@@ -1,8 +1,10 @@
 package onnx
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"maps"
 	"math"
@@ -195,6 +197,9 @@ func exporters() map[string]exporter {
 		{nn.ConvTranspose{}, exportConvTranspose},
 		{nn.Embedding{}, exportEmbedding},
 		{nn.MatMul{}, exportMatMul},
+		{nn.RoPE{}, exportRoPE},
+		{nn.CausalMask{}, exportCausalMask},
+		{nn.RepeatHeads{}, exportRepeatHeads},
 		{nn.LayerNorm{}, exportLayerNorm},
 		{nn.RMSNorm{}, exportRMSNorm},
 		{nn.BatchNorm{}, exportBatchNorm},
@@ -364,6 +369,62 @@ func exportMatMul(e *Emitter, n *nn.Node) error {
 	}
 	e.Out(n, nil, "Mul", []string{e.Node("MatMul", n.Name+"/product", in), e.Scalar(d.Scale)})
 	return nil
+}
+
+// exportRoPE writes x·cos + turned(x)·sin with the tables of the nominal length.
+func exportRoPE(e *Emitter, n *nn.Node) error {
+	s := e.Shape(n.In[0]).Dimensions
+	tokens, width := s[len(s)-3], s[len(s)-1]
+	cos, sin := n.Op.(nn.RoPE).Tables(tokens, width)
+	x := e.In(n, 0)
+	part := func(name string, from, to int) string {
+		return e.Node("Slice", n.Name+"/"+name, []string{x, e.List(from), e.List(to), e.List(-1)})
+	}
+	turned := e.Node("Concat", n.Name+"/turned", []string{
+		e.Node("Neg", n.Name+"/negated", []string{part("second", width/2, width)}), part("first", 0, width/2),
+	}, Int("axis", -1))
+	e.Out(n, nil, "Add", []string{
+		e.Node("Mul", n.Name+"/straight", []string{x, e.table(n.Name+"/cos", cos, tokens, 1, width)}),
+		e.Node("Mul", n.Name+"/across", []string{turned, e.table(n.Name+"/sin", sin, tokens, 1, width)}),
+	})
+	return nil
+}
+
+// exportCausalMask adds the mask of the nominal length.
+func exportCausalMask(e *Emitter, n *nn.Node) error {
+	s := e.Shape(n.In[0]).Dimensions
+	queries, keys := s[len(s)-2], s[len(s)-1]
+	mask := n.Op.(nn.CausalMask).Table(queries, keys)
+	e.Out(n, nil, "Add", []string{e.In(n, 0), e.table(n.Name+"/mask", mask, queries, keys)})
+	return nil
+}
+
+// exportRepeatHeads puts copies beside each other on a new axis and merges it with that of the heads.
+func exportRepeatHeads(e *Emitter, n *nn.Node) error {
+	s := e.Shape(n.In[0]).Dimensions
+	if len(s) != 4 {
+		return fmt.Errorf("heads are repeated in %v; want [batch, tokens, heads, width]", s)
+	}
+	times := n.Op.(nn.RepeatHeads).Times
+	one := e.Node("Unsqueeze", n.Name+"/one", []string{e.In(n, 0), e.List(3)})
+	all := e.Node("Concat", n.Name+"/all", slices.Repeat([]string{one}, times), Int("axis", 3))
+	e.Out(n, nil, "Reshape", []string{all, e.List(0, 0, s[2]*times, s[3])})
+	return nil
+}
+
+// table gives a float32 constant; equal ones are stored once.
+func (e *Emitter) table(base string, v []float64, dims ...int) string {
+	f := make([]float32, len(v))
+	h := fnv.New64a()
+	for i, x := range v {
+		f[i] = float32(x)
+		h.Write(binary.LittleEndian.AppendUint32(nil, math.Float32bits(f[i])))
+	}
+	key := fmt.Sprint("table", dims, h.Sum64())
+	if e.small[key] == "" {
+		e.small[key] = e.Floats(base, f, dims...)
+	}
+	return e.small[key]
 }
 
 // normLayout brings the normalised axes to the end.

@@ -4,7 +4,6 @@ package zoo
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
@@ -23,9 +22,14 @@ type ViTOptions struct {
 	MLP      int     // hidden width of the feed-forward part; 0: twice Dim
 	Classes  int     // 0: 10
 	Norm     nn.Norm // at every norm slot; nil: nn.LayerNorm{}
+	Scheme   Scheme  `json:",omitempty"` // where the norm stands; nil: PreNorm{}
+	Act      nn.Op   `json:",omitempty"` // of the feed-forward part; nil: nn.GELU{}
 	MeanPool bool    // average the tokens instead of reading a class token (there is none then)
 	Dropout  float64 // after attention and feed-forward, in [0, 1)
-	Seed     uint64
+	// Mixer replaces attention: it adds nodes named name+".…" over x [batch, tokens, dim] and returns the new value. grid
+	// is the number of patches along each side. nil: Attention.
+	Mixer func(b *nn.Builder, name, x string, heads int, grid [2]int) string `json:"-"`
+	Seed  uint64
 }
 
 func (o ViTOptions) withDefaults() ViTOptions {
@@ -44,6 +48,17 @@ func (o ViTOptions) withDefaults() ViTOptions {
 	def(&o.Classes, 10)
 	if o.Norm == nil {
 		o.Norm = nn.LayerNorm{}
+	}
+	if o.Scheme == nil {
+		o.Scheme = PreNorm{}
+	}
+	if o.Act == nil {
+		o.Act = nn.GELU{}
+	}
+	if o.Mixer == nil {
+		o.Mixer = func(b *nn.Builder, name, x string, heads int, _ [2]int) string {
+			return Attention(b, name, x, AttentionOptions{Heads: heads})
+		}
 	}
 	return o
 }
@@ -68,19 +83,23 @@ func ViT(o ViTOptions) (*nn.Network, error) {
 		n++
 	}
 	x = b.Add("tokens.pos", nn.Add, x, b.Add("pos", nn.Value{Shape: f32(1, n, o.Dim), Init: nn.Normal(.02)}))
+	side := o.Size / o.Patch
+	drop := func(name, h string) string {
+		if o.Dropout == 0 {
+			return h
+		}
+		return b.Add(name, nn.Dropout{Rate: o.Dropout}, h)
+	}
 	for i := range o.Depth {
+		plan := o.Scheme.Plan(i+1, o.Depth)
 		b.In(fmt.Sprintf("blk.%d", i), func() {
-			h := Attention(b, "attn", b.Add("norm1", o.Norm, x), o.Heads)
-			if o.Dropout > 0 {
-				h = b.Add("drop1", nn.Dropout{Rate: o.Dropout}, h)
-			}
-			x = b.Add("res1", nn.Add, x, h)
-			h = b.Add("fc1", nn.Dense{Out: o.MLP}, b.Add("norm2", o.Norm, x))
-			h = b.Add("fc2", nn.Dense{Out: o.Dim}, b.Add("act", nn.GELU{}, h))
-			if o.Dropout > 0 {
-				h = b.Add("drop2", nn.Dropout{Rate: o.Dropout}, h)
-			}
-			x = b.Add("res2", nn.Add, x, h)
+			x = Residual(b, plan, o.Norm, 1, x, func(h string) string {
+				return drop("drop1", o.Mixer(b, "attn", h, o.Heads, [2]int{side, side}))
+			})
+			x = Residual(b, plan, o.Norm, 2, x, func(h string) string {
+				h = b.Add("fc2", nn.Dense{Out: o.Dim}, b.Add("act", o.Act, b.Add("fc1", nn.Dense{Out: o.MLP}, h)))
+				return drop("drop2", h)
+			})
 		})
 	}
 	x = b.Add("norm", o.Norm, x)
@@ -91,29 +110,6 @@ func ViT(o ViTOptions) (*nn.Network, error) {
 		x = b.Add("cls.flat", nn.Reshape{Dims: []int{0, o.Dim}}, x)
 	}
 	return b.Finish(b.Add("head", nn.Dense{Out: o.Classes}, x))
-}
-
-// Attention adds multi-head self-attention over x [batch, tokens, dim] from primitive ops: name.q, name.k and name.v are
-// sites, name.logits (scaled by 1/√(dim/heads)) and name.probs are values like any other, name.o is the output site.
-func Attention(b *nn.Builder, name, x string, heads int) string {
-	s := b.Shape(x).Dimensions
-	if len(s) != 3 || heads < 1 || s[2]%heads != 0 {
-		b.Fail(fmt.Errorf("zoo: attention %q: want [batch, tokens, dim] with dim divisible by %d heads, got %v", name, heads, s))
-		return name
-	}
-	t, d := s[1], s[2]
-	b.In(name, func() {
-		split := func(p string) string {
-			return b.Add(p+".split", nn.Reshape{Dims: []int{0, t, heads, d / heads}}, b.Add(p, nn.Dense{Out: d}, x))
-		}
-		q := b.Add("q.t", nn.Transpose{Perm: []int{0, 2, 1, 3}}, split("q"))
-		k := b.Add("k.t", nn.Transpose{Perm: []int{0, 2, 3, 1}}, split("k"))
-		v := b.Add("v.t", nn.Transpose{Perm: []int{0, 2, 1, 3}}, split("v"))
-		p := b.Add("probs", nn.Softmax{}, b.Add("logits", nn.MatMul{Scale: 1 / math.Sqrt(float64(d/heads))}, q, k))
-		o := b.Add("ctx.t", nn.Transpose{Perm: []int{0, 2, 1, 3}}, b.Add("ctx", nn.MatMul{}, p, v))
-		x = b.Add("o", nn.Dense{Out: d}, b.Add("ctx.merge", nn.Reshape{Dims: []int{0, t, d}}, o))
-	})
-	return x
 }
 
 func f32(dims ...int) shapes.Shape { return shapes.Make(dtypes.Float32, dims...) }

@@ -1,0 +1,143 @@
+package norm
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
+	"github.com/gomlx/gomlx/core/graph"
+
+	"github.com/lathe-ml/lathe/nn"
+	"github.com/lathe-ml/lathe/nn/fold"
+)
+
+// What norms with running statistics have in common: means over tokens with a mask, a factor with a gradient of its own,
+// state that moves once per training step. An accumulated gradient would move it once per part: a trainer that
+// accumulates must refuse networks whose norms do so.
+
+// tokens returns x and the mask of a norm's inputs. The mask is the optional second input, [batch, tokens] or whatever
+// x has in front of its channels, 1 (or true) where a token is valid; nil means that all are.
+func tokens(xs []*graph.Node) (x, mask *graph.Node) {
+	x = xs[0]
+	wantTokens(x.Shape())
+	return x, nn.TokenMask(xs)
+}
+
+// wantTokens refuses what has no channels, or no floating type.
+func wantTokens(s shapes.Shape) {
+	if s.Rank() < 2 || !s.DType.IsFloat() || s.Dimensions[s.Rank()-1] == 0 {
+		panic(fmt.Errorf("cannot normalise %s: want floating values [..., channels]", s))
+	}
+}
+
+// channelMean is the mean of v [..., C] over all axes but the last, of the valid tokens: [C]. With no valid token it is
+// zero. some is a scalar boolean, whether there is one, or nil without a mask.
+func channelMean(v, mask *graph.Node) (mean, some *graph.Node) {
+	mean, count := nn.ChannelMean(v, mask)
+	if count == nil {
+		return mean, nil
+	}
+	return mean, graph.GreaterThan(count, graph.ZerosLike(count))
+}
+
+// leading are all axes but the last.
+func leading(v *graph.Node) []int {
+	axes := make([]int, v.Rank()-1)
+	for i := range axes {
+		axes[i] = i
+	}
+	return axes
+}
+
+// perChannel broadcasts [C] over x's other axes.
+func perChannel(v, x *graph.Node) *graph.Node { return graph.ExpandLeftToRank(v, x.Rank()) }
+
+// scaled is x·s with s [C] constant, whose gradient with respect to x is what dx makes of that of the result. dx is called
+// once for a backward pass, and may move state.
+func scaled(x, s *graph.Node, dx func(g *graph.Node) *graph.Node) *graph.Node {
+	s = perChannel(graph.StopGradient(s), x)
+	in := graph.IdentityWithCustomGradient(x, func(_, v *graph.Node) *graph.Node { return dx(graph.Div(v, s)) })
+	return graph.Mul(in, s)
+}
+
+// mix is decay·old + (1−decay)·v.
+func mix(old, v *graph.Node, decay float64) *graph.Node {
+	return graph.Add(graph.MulScalar(old, decay), graph.MulScalar(v, 1-decay))
+}
+
+// allFinite says whether no element of v is infinite or not a number.
+func allFinite(v *graph.Node) *graph.Node { return graph.LogicalAll(graph.IsFinite(v)) }
+
+// when is v where the scalar condition holds and old elsewhere; a nil condition always holds.
+func when(cond, v, old *graph.Node) *graph.Node {
+	if cond == nil {
+		return v
+	}
+	return graph.Where(graph.BroadcastToShape(cond, shapes.Make(cond.DType(), v.Shape().Dimensions...)), v, old)
+}
+
+// both is the conjunction of two scalar conditions of which either may be nil.
+func both(a, b *graph.Node) *graph.Node {
+	switch {
+	case a == nil:
+		return b
+	case b == nil:
+		return a
+	}
+	return graph.LogicalAnd(a, b)
+}
+
+// channelSpecs are gain "w" (1) and bias "b" (0) per channel and further state by name, each filled with a value.
+func channelSpecs(s shapes.Shape, state ...stateSpec) []nn.Spec {
+	wantTokens(s)
+	n := s.Dimensions[s.Rank()-1]
+	specs := []nn.Spec{
+		{Name: "w", Shape: shapes.Make(dtypes.Float32, n), Role: nn.Gain, Init: nn.Fill(1)},
+		{Name: "b", Shape: shapes.Make(dtypes.Float32, n), Role: nn.Bias},
+	}
+	for _, st := range state {
+		specs = append(specs, nn.Spec{Name: st.name, Shape: shapes.Make(dtypes.Float32, st.dims...), Role: nn.State, Init: nn.Fill(st.fill)})
+	}
+	return specs
+}
+
+// stateSpec declares running state.
+type stateSpec struct {
+	name string
+	fill float32
+	dims []int
+}
+
+// affine is gain·z + bias per channel.
+func affine(c *nn.Ctx, z *graph.Node) *graph.Node {
+	return graph.Add(graph.Mul(z, perChannel(c.P("w"), z)), perChannel(c.P("b"), z))
+}
+
+// decayOK says whether d can weigh an old value.
+func decayOK(d float64) bool { return d >= 0 && d < 1 && !math.IsNaN(d) }
+
+// foldAway merges a factor and an addend per channel, which is all that norm x does, into the dense layers that read it
+// and removes it. It changes nothing when any reader cannot take them.
+func foldAway(n *nn.Network, x *nn.Node, scale, shift []float32) error {
+	readers, isOutput := n.Readers(x.Out[0])
+	if isOutput || len(readers) == 0 {
+		return fmt.Errorf("norm: fold: %s %q must be read by dense layers and be no output of the network", x.Op.Kind(), x.Name)
+	}
+	for _, r := range readers {
+		d, ok := r.Op.(nn.Dense)
+		switch {
+		case !ok || !nn.IsPlain(d):
+			return fmt.Errorf("norm: fold: %s %q is read by %q (%s), which is no dense layer with a plain weight", x.Op.Kind(), x.Name, r.Name, r.Op.Kind())
+		case n.SharedParam(r, "w"):
+			return fmt.Errorf("norm: fold: %s %q is read by %q, which shares its weight; untie it first", x.Op.Kind(), x.Name, r.Name)
+		case n.Param(r, "w").Value.Shape().Size() != d.Out*len(scale):
+			return fmt.Errorf("norm: fold: %s %q has %d channels, weight of %q is %s", x.Op.Kind(), x.Name, len(scale), r.Name, n.Param(r, "w").Value.Shape())
+		}
+	}
+	if err := fold.IntoReaders(n, readers, scale, shift); err != nil {
+		return fmt.Errorf("norm: %w", err)
+	}
+	x.In = x.In[:1] // a mask matters while training only
+	return n.Bypass(x.Name)
+}
