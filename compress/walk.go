@@ -20,47 +20,78 @@ func Walk(ctx context.Context, b compute.Backend, net *nn.Network, x Examples, v
 	if err := x.Check(net); err != nil {
 		return err
 	}
-	values := map[string]*tensors.Tensor{}
-	for i, in := range net.Inputs {
-		values[in.Name] = x[i]
-	}
-	value := func(name string) *tensors.Tensor { return values[name] }
-	done, visited := map[*nn.Node]bool{}, map[*nn.Node]bool{}
+	w := newWalker(b, net, x)
+	visited := map[*nn.Node]bool{}
+	value := func(name string) *tensors.Tensor { return w.values[name] }
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		i := slices.IndexFunc(net.Nodes, func(n *nn.Node) bool { return !done[n] })
-		if i < 0 {
+		n := w.next()
+		if n == nil {
 			return nil
 		}
-		n := net.Nodes[i]
-		if !visited[n] {
-			known := map[*nn.Node]bool{}
-			for _, m := range net.Nodes {
-				known[m] = true
-			}
-			if err := visit(n, value); err != nil {
-				return fmt.Errorf("node %q (%s): %w", n.Name, n.Op.Kind(), err)
-			}
-			visited[n] = true
-			for _, m := range net.Nodes {
-				if !known[m] {
-					visited[m] = true
-				}
+		if visited[n] {
+			if err := w.step(n); err != nil {
+				return err
 			}
 			continue
 		}
-		if err := runNode(b, net, n, values); err != nil {
-			return err
+		known := map[*nn.Node]bool{}
+		for _, m := range net.Nodes {
+			known[m] = true
 		}
-		done[n] = true
-		for v := range values {
-			if !slices.ContainsFunc(net.Nodes, func(m *nn.Node) bool { return !done[m] && slices.Contains(m.In, v) }) {
-				delete(values, v)
+		if err := visit(n, value); err != nil {
+			return fmt.Errorf("node %q (%s): %w", n.Name, n.Op.Kind(), err)
+		}
+		visited[n] = true
+		for _, m := range net.Nodes {
+			if !known[m] {
+				visited[m] = true
 			}
 		}
 	}
+}
+
+// walker runs a network node by node and keeps what is still to be read.
+type walker struct {
+	b      compute.Backend
+	net    *nn.Network
+	values map[string]*tensors.Tensor
+	done   map[*nn.Node]bool
+	last   *tensors.Tensor // first output of the node that ran last
+}
+
+func newWalker(b compute.Backend, net *nn.Network, x Examples) *walker {
+	w := &walker{b: b, net: net, values: map[string]*tensors.Tensor{}, done: map[*nn.Node]bool{}}
+	for i, in := range net.Inputs {
+		w.values[in.Name] = x[i]
+	}
+	return w
+}
+
+// next is the first node that has not run, nil at the end.
+func (w *walker) next() *nn.Node {
+	for _, n := range w.net.Nodes {
+		if !w.done[n] {
+			return n
+		}
+	}
+	return nil
+}
+
+// step runs a node and drops what nothing reads any more.
+func (w *walker) step(n *nn.Node) error {
+	if err := runNode(w.b, w.net, n, w.values); err != nil {
+		return err
+	}
+	w.done[n], w.last = true, w.values[n.Out[0]]
+	for v := range w.values {
+		if !slices.ContainsFunc(w.net.Nodes, func(m *nn.Node) bool { return !w.done[m] && slices.Contains(m.In, v) }) {
+			delete(w.values, v)
+		}
+	}
+	return nil
 }
 
 // runNode evaluates one node as a network of its own.

@@ -27,7 +27,7 @@ var (
 )
 
 // StoredTypes are the ops and stored forms of this package that a network file may name, for safetensors.ReadNetwork.
-func StoredTypes() []any { return []any{Uniform{}, LogQuantize{}} }
+func StoredTypes() []any { return []any{Uniform{}, Table{}, LogQuantize{}} }
 
 func checkBits(bits int) error {
 	if bits < 2 || bits > 8 {
