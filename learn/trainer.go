@@ -64,6 +64,8 @@ type Options struct {
 	// Masks are 0/1 tensors by parameter name, shaped like the parameter: where 0, it never changes.
 	Masks map[string]*tensors.Tensor
 
+	Probe Probe // takes further figures out of every step's graph; nil: none
+
 	Seed        uint64       // of dropout and the like
 	DType       dtypes.DType // of the computation; parameters are stored in their own type. Zero value: float32
 	SecondOrder bool         // the loss takes gradients itself
@@ -74,8 +76,9 @@ type Info struct {
 	Step    int // 1 for the first
 	Loss    float64
 	LR      float64
-	Norm    float64            // joint L2 norm of the gradients before clipping; NaN without ClipNorm
-	Metrics map[string]float64 // what the loss reported
+	Norm    float64                      // joint L2 norm of the gradients before clipping; NaN without ClipNorm and Probe
+	Metrics map[string]float64           // what the loss reported
+	Probed  []map[string]*tensors.Tensor // what Options.Probe observed, once for every micro-batch
 }
 
 // Trainer runs training steps. Between steps, the parameters are in the nn.Params that it was made with and may be read
@@ -83,6 +86,7 @@ type Info struct {
 type Trainer struct {
 	b      compute.Backend
 	params *nn.Params
+	loss   LossFunc
 	o      Options
 
 	train, state, rest []string
@@ -92,7 +96,8 @@ type Trainer struct {
 	rng                *tensors.Tensor
 	step               int
 	exec               *engine.Exec
-	metrics            []string
+	micro, finish      *engine.Exec // the two halves of a step over micro-batches
+	metrics, probed    []string
 }
 
 // NewTrainer prepares steps that lower loss over params. The roles of the parameters say what is trained; the loss is
@@ -113,7 +118,7 @@ func NewTrainer(b compute.Backend, params *nn.Params, loss LossFunc, o Options) 
 	if o.EMA < 0 || o.EMA >= 1 || o.ClipNorm < 0 || o.ClipValue < 0 || o.LR < 0 || math.IsNaN(o.LR) {
 		return nil, fmt.Errorf("learn: rate %g, EMA %g, clipping %g and %g: want rates and limits of at least 0 and EMA in [0, 1)", o.LR, o.EMA, o.ClipNorm, o.ClipValue)
 	}
-	t := &Trainer{b: b, params: params, o: o, factors: map[string]Factors{}}
+	t := &Trainer{b: b, params: params, loss: loss, o: o, factors: map[string]Factors{}}
 	for p := range params.All() {
 		f := o.Factors(p)
 		switch {
@@ -142,11 +147,15 @@ func NewTrainer(b compute.Backend, params *nn.Params, loss LossFunc, o Options) 
 		return nil, err
 	}
 	var err error
-	t.exec, err = engine.NewExec(b, func(in []*graph.Node) []*graph.Node { return t.build(loss, in) })
-	if err != nil {
-		return nil, err
+	for _, e := range []struct {
+		exec  **engine.Exec
+		build func(in []*graph.Node) []*graph.Node
+	}{{&t.exec, t.build}, {&t.micro, t.buildMicro}, {&t.finish, t.buildFinish}} {
+		if *e.exec, err = engine.NewExec(b, e.build); err != nil {
+			return nil, err
+		}
+		(*e.exec).NoLimit()
 	}
-	t.exec.NoLimit()
 	return t, nil
 }
 
@@ -155,8 +164,12 @@ func NewTrainer(b compute.Backend, params *nn.Params, loss LossFunc, o Options) 
 func (t *Trainer) Reset(seed uint64) error {
 	t.step, t.slots, t.ema = 0, map[string][]*tensors.Tensor{}, map[string]*tensors.Tensor{}
 	for _, name := range t.train {
-		for range t.o.Optimizer.Slots() {
-			t.slots[name] = append(t.slots[name], tensors.FromShape(t.params.Get(name).Value.Shape()))
+		for i := range t.o.Optimizer.Slots() {
+			shape := t.params.Get(name).Value.Shape()
+			if s, ok := t.o.Optimizer.(optim.SlotShaper); ok {
+				shape = s.SlotShape(i, shape)
+			}
+			t.slots[name] = append(t.slots[name], tensors.FromShape(shape))
 		}
 	}
 	if t.o.EMA > 0 {
@@ -175,27 +188,16 @@ func (t *Trainer) Reset(seed uint64) error {
 
 func (t *Trainer) averaged() []string { return append(slices.Clone(t.train), t.state...) }
 
-// build is the whole step as one graph. Inputs: trained, slots, ema, state, rest, masks, rng, lr, step, emaDecay, batch.
-// Outputs: trained, slots, ema, state, rng, loss, norm, metrics.
-func (t *Trainer) build(loss LossFunc, in []*graph.Node) []*graph.Node {
-	g := in[0].Graph()
-	take := func(n int) []*graph.Node { v := in[:n]; in = in[n:]; return v }
-	w := take(len(t.train))
-	ns := t.o.Optimizer.Slots()
-	slots := take(ns * len(t.train))
-	var avg []*graph.Node
-	if t.o.EMA > 0 {
-		avg = take(len(t.train) + len(t.state))
-	}
-	state, rest := take(len(t.state)), take(len(t.rest))
-	maskNames := slices.Sorted(maps.Keys(t.o.Masks))
-	masks := map[string]*graph.Node{}
-	for i, m := range take(len(maskNames)) {
-		masks[maskNames[i]] = m
-	}
-	scalars := take(4)
-	rng, lr, step, decay, batch := scalars[0], scalars[1], scalars[2], scalars[3], in
+// derivative is what one batch says about the parameters.
+type derivative struct {
+	grads, state []*graph.Node
+	rng, loss    *graph.Node
+	reported     []*graph.Node // metrics, then what the probe observed
+}
 
+// differentiate lowers the loss on a batch.
+func (t *Trainer) differentiate(w, state, rest []*graph.Node, rng, step *graph.Node, batch []*graph.Node) derivative {
+	g := w[0].Graph()
 	cur := map[string]*graph.Node{}
 	for i, name := range t.train {
 		cur[name] = w[i]
@@ -209,6 +211,7 @@ func (t *Trainer) build(loss LossFunc, in []*graph.Node) []*graph.Node {
 	next, use := graph.RNGStateSplit(rng)
 	env := &nn.Env{
 		G: g, Training: true, DType: t.o.DType, RNG: use, SecondOrder: t.o.SecondOrder, Tap: map[string]*graph.Node{},
+		Step: graph.AddScalar(step, -1),
 		Param: func(n string) *graph.Node {
 			if cur[n] == nil {
 				panic(fmt.Errorf("learn: parameter %q is not in the trained set", n))
@@ -222,55 +225,23 @@ func (t *Trainer) build(loss LossFunc, in []*graph.Node) []*graph.Node {
 			cur[n] = v
 		},
 	}
-	l := loss(env, batch)
+	if t.o.Probe != nil {
+		t.o.Probe.Begin(env, batch)
+	}
+	l := t.loss(env, batch)
 	if !l.IsScalar() {
 		panic(fmt.Errorf("learn: the loss is %s, want a scalar", l.Shape()))
 	}
-	grads := graph.Gradient(l, w...) // custom gradients may call Update too
-	norm := graph.Scalar(g, l.DType(), math.NaN())
-	if t.o.ClipNorm > 0 {
-		var sum *graph.Node
-		for _, gr := range grads {
-			if s := graph.ReduceAllSum(graph.Mul(gr, gr)); sum == nil {
-				sum = graph.ConvertDType(s, l.DType())
-			} else {
-				sum = graph.Add(sum, graph.ConvertDType(s, l.DType()))
-			}
-		}
-		norm = graph.Sqrt(sum)
-		// max/(norm+1e-6), at most 1: torch.nn.utils.clip_grad_norm_
-		factor := graph.MinScalar(graph.Div(graph.Scalar(g, l.DType(), t.o.ClipNorm), graph.AddScalar(norm, 1e-6)), 1)
-		for i := range grads {
-			grads[i] = graph.Mul(grads[i], graph.ConvertDType(factor, grads[i].DType()))
-		}
+	of := slices.Clone(w)
+	if t.o.Probe != nil {
+		of = append(of, t.o.Probe.Wants()...)
 	}
-	var nw, nslots, navg []*graph.Node
-	for i, name := range t.train {
-		gr, f := grads[i], t.factors[name]
-		if t.o.ClipValue > 0 {
-			gr = graph.ClipScalar(gr, -t.o.ClipValue, t.o.ClipValue)
-		}
-		rate, at := graph.ConvertDType(lr, w[i].DType()), graph.ConvertDType(step, w[i].DType())
-		if f.LR != 1 {
-			rate = graph.MulScalar(rate, f.LR)
-		}
-		v, s := t.o.Optimizer.Apply(optim.Update{W: w[i], Grad: gr, Slots: slots[i*ns : (i+1)*ns], LR: rate, Step: at, Decay: f.Decay * t.o.Optimizer.WeightDecay()})
-		if m := masks[name]; m != nil {
-			v = graph.Where(graph.GreaterThan(m, graph.ZerosLike(m)), v, w[i])
-		}
-		nw, nslots = append(nw, v), append(nslots, s...)
-	}
-	var nstate []*graph.Node
+	grads := graph.Gradient(l, of...) // custom gradients may call Update too
+	d := derivative{grads: grads[:len(w)], rng: next, loss: l}
 	for _, name := range t.state {
-		nstate = append(nstate, cur[name])
+		d.state = append(d.state, cur[name])
 	}
-	for i, v := range avg {
-		n := append(slices.Clone(nw), nstate...)[i]
-		d := graph.ConvertDType(decay, v.DType())
-		navg = append(navg, graph.Add(graph.Mul(v, d), graph.Mul(n, graph.OneMinus(d))))
-	}
-	out := slices.Concat(nw, nslots, navg, nstate, []*graph.Node{next, l, norm})
-	t.metrics = nil
+	t.metrics, t.probed = nil, nil
 	for _, k := range slices.Sorted(maps.Keys(env.Tap)) {
 		if name, ok := strings.CutPrefix(k, metricPrefix); ok {
 			v := env.Tap[k]
@@ -278,10 +249,131 @@ func (t *Trainer) build(loss LossFunc, in []*graph.Node) []*graph.Node {
 				panic(fmt.Errorf("learn: reported %q is %s, want a scalar", name, v.Shape()))
 			}
 			t.metrics = append(t.metrics, name)
-			out = append(out, graph.ConvertDType(v, dtypes.Float32))
+			d.reported = append(d.reported, graph.ConvertDType(v, dtypes.Float32))
 		}
 	}
-	return out
+	if t.o.Probe != nil {
+		byName := map[string]*graph.Node{}
+		for i, name := range t.train {
+			byName[name] = d.grads[i]
+		}
+		seen := t.o.Probe.Observe(byName, grads[len(w):])
+		t.probed = slices.Sorted(maps.Keys(seen))
+		for _, name := range t.probed {
+			d.reported = append(d.reported, graph.StopGradient(seen[name]))
+		}
+	}
+	return d
+}
+
+// updated is what a step makes of the parameters.
+type updated struct {
+	w, slots, ema []*graph.Node
+	norm          *graph.Node
+}
+
+// update clips, applies the optimiser and averages. state is the next one.
+func (t *Trainer) update(w, grads, slots, ema, state []*graph.Node, masks map[string]*graph.Node, lr, step, decay *graph.Node) (u updated) {
+	g := w[0].Graph()
+	dtype := t.o.DType
+	if dtype == dtypes.InvalidDType {
+		dtype = dtypes.Float32
+	}
+	grads = slices.Clone(grads)
+	square := func() (sum *graph.Node) {
+		for _, gr := range grads {
+			if s := graph.ConvertDType(graph.ReduceAllSum(graph.Mul(gr, gr)), dtype); sum == nil {
+				sum = s
+			} else {
+				sum = graph.Add(sum, s)
+			}
+		}
+		return sum
+	}
+	u.norm = graph.Scalar(g, dtype, math.NaN())
+	if t.o.ClipNorm > 0 || t.o.Probe != nil {
+		u.norm = graph.Sqrt(square())
+	}
+	if t.o.ClipNorm > 0 {
+		// max/(norm+1e-6), at most 1: torch.nn.utils.clip_grad_norm_
+		factor := graph.MinScalar(graph.Div(graph.Scalar(g, dtype, t.o.ClipNorm), graph.AddScalar(u.norm, 1e-6)), 1)
+		for i := range grads {
+			grads[i] = graph.Mul(grads[i], graph.ConvertDType(factor, grads[i].DType()))
+		}
+	}
+	keep := func(name string, v, old *graph.Node) *graph.Node {
+		if m := masks[name]; m != nil {
+			return graph.Where(graph.GreaterThan(m, graph.ZerosLike(m)), v, old)
+		}
+		return v
+	}
+	for i := range grads {
+		if t.o.ClipValue > 0 {
+			grads[i] = graph.ClipScalar(grads[i], -t.o.ClipValue, t.o.ClipValue)
+		}
+	}
+	var joint *graph.Node
+	if j, ok := t.o.Optimizer.(optim.Joint); ok && j.NeedsJointNorm() {
+		for i, name := range t.train { // what never changes has no say in the others' rate
+			grads[i] = keep(name, grads[i], graph.ZerosLike(grads[i]))
+		}
+		joint = square()
+	}
+	ns := t.o.Optimizer.Slots()
+	for i, name := range t.train {
+		f := t.factors[name]
+		rate, at := graph.ConvertDType(lr, w[i].DType()), graph.ConvertDType(step, w[i].DType())
+		if f.LR != 1 {
+			rate = graph.MulScalar(rate, f.LR)
+		}
+		o := optim.Update{W: w[i], Grad: grads[i], Slots: slots[i*ns : (i+1)*ns], LR: rate, Step: at, Decay: f.Decay * t.o.Optimizer.WeightDecay()}
+		if joint != nil {
+			o.NormSq = graph.ConvertDType(joint, w[i].DType())
+		}
+		v, s := t.o.Optimizer.Apply(o)
+		u.w, u.slots = append(u.w, keep(name, v, w[i])), append(u.slots, s...)
+	}
+	next := append(slices.Clone(u.w), state...)
+	for i, v := range ema {
+		d := graph.ConvertDType(decay, v.DType())
+		u.ema = append(u.ema, graph.Add(graph.Mul(v, d), graph.Mul(next[i], graph.OneMinus(d))))
+	}
+	return u
+}
+
+// taker splits the inputs of a graph.
+type taker []*graph.Node
+
+func (t *taker) take(n int) []*graph.Node { v := (*t)[:n]; *t = (*t)[n:]; return v }
+
+// takeEMA takes the averages, if there are any.
+func (t *Trainer) takeEMA(in *taker) []*graph.Node {
+	if t.o.EMA == 0 {
+		return nil
+	}
+	return in.take(len(t.train) + len(t.state))
+}
+
+func (t *Trainer) takeMasks(in *taker) map[string]*graph.Node {
+	masks := map[string]*graph.Node{}
+	for _, n := range slices.Sorted(maps.Keys(t.o.Masks)) {
+		masks[n] = in.take(1)[0]
+	}
+	return masks
+}
+
+// build is the whole step as one graph. Inputs: trained, slots, ema, state, rest, masks, rng, lr, step, emaDecay, batch.
+// Outputs: trained, slots, ema, state, rng, loss, norm, reported.
+func (t *Trainer) build(inputs []*graph.Node) []*graph.Node {
+	in := taker(inputs)
+	w, slots := in.take(len(t.train)), in.take(t.o.Optimizer.Slots()*len(t.train))
+	ema := t.takeEMA(&in)
+	state, rest := in.take(len(t.state)), in.take(len(t.rest))
+	masks := t.takeMasks(&in)
+	scalars := in.take(4)
+	d := t.differentiate(w, state, rest, scalars[0], scalars[2], in)
+	u := t.update(w, d.grads, slots, ema, d.state, masks, scalars[1], scalars[2], scalars[3])
+	return slices.Concat(u.w, u.slots, u.ema, d.state, []*graph.Node{d.rng, d.loss, u.norm}, d.reported)
 }
 
 // Steps is the number of steps done.
@@ -321,11 +413,7 @@ func (t *Trainer) StepLR(lr float64, batch ...*tensors.Tensor) (Info, error) {
 		add(false, t.o.Masks[n])
 	}
 	add(true, t.rng)
-	decay := t.o.EMA
-	if t.o.EMAWarmup {
-		decay = min(decay, float64(1+t.step)/float64(10+t.step))
-	}
-	for _, v := range []float64{lr, float64(t.step + 1), decay} {
+	for _, v := range []float64{lr, float64(t.step + 1), t.emaDecay()} {
 		add(false, tensors.FromScalar(float32(v)))
 	}
 	for _, v := range batch {
@@ -358,7 +446,22 @@ func (t *Trainer) StepLR(lr float64, batch ...*tensors.Tensor) (Info, error) {
 	for _, m := range t.metrics {
 		info.Metrics[m] = scalar(next())
 	}
+	if t.o.Probe != nil {
+		seen := map[string]*tensors.Tensor{}
+		for _, name := range t.probed {
+			seen[name] = next()
+		}
+		info.Probed = append(info.Probed, seen)
+	}
 	return info, nil
+}
+
+// emaDecay is the weight of the old average at this step.
+func (t *Trainer) emaDecay() float64 {
+	if t.o.EMAWarmup {
+		return min(t.o.EMA, float64(1+t.step)/float64(10+t.step))
+	}
+	return t.o.EMA
 }
 
 func scalar(t *tensors.Tensor) float64 { return nn.Float64s(t)[0] }
@@ -382,7 +485,11 @@ func (t *Trainer) EMA() *nn.Params {
 }
 
 // Finalize frees the compiled steps.
-func (t *Trainer) Finalize() { t.exec.Finalize() }
+func (t *Trainer) Finalize() {
+	for _, e := range []*engine.Exec{t.exec, t.micro, t.finish} {
+		e.Finalize()
+	}
+}
 
 // Evaluate lowers a loss without training behaviour and returns its mean over batches, weighted by weight, and those
 // of what it reports.

@@ -169,7 +169,9 @@ func affineSpecs(s shapes.Shape, axes []int, noGain, noBias bool) (specs []Spec)
 //	y = gain·(x − mean)/√(var + eps) + bias
 //	running = Decay·running + (1 − Decay)·batch
 //
-// Parameters: gain "w", bias "b", state "mean" and "var". Gradients flow through the batch statistics.
+// Parameters: gain "w", bias "b", state "mean" and "var". Gradients flow through the batch statistics. An optional second
+// input is a mask shaped as x without its channels, 1 (or true) where a token is valid: the others are left out of the
+// statistics and normalised all the same. Without a valid token the running statistics are used and kept.
 type BatchNorm struct {
 	Eps      float64 // inside the root; 0: 1e-5
 	Decay    float64 // weight of the old running value; 0: 0.9
@@ -204,25 +206,33 @@ func (d BatchNorm) Params(in []shapes.Shape) []Spec {
 
 // Lower normalises with the statistics of the mode.
 func (d BatchNorm) Lower(c *Ctx, xs []*graph.Node) []*graph.Node {
-	x := xs[0]
+	x, mask := xs[0], TokenMask(xs)
 	last := x.Rank() - 1
 	up := func(v *graph.Node) *graph.Node { return graph.ExpandLeftToRank(v, x.Rank()) }
 	mean, variance := c.P("mean"), c.P("var")
 	centred := (*graph.Node)(nil)
 	if c.Training || d.Always {
-		axes := make([]int, last)
-		for i := range axes {
-			axes[i] = i
+		bm, count := ChannelMean(x, mask)
+		known := func(v, running *graph.Node) *graph.Node { // the running value without a valid token
+			if count == nil {
+				return v
+			}
+			return graph.Where(graph.GreaterThan(graph.BroadcastToDims(count, v.Shape().Dimensions...), graph.ZerosLike(v)), v, running)
 		}
-		bm := graph.ReduceMean(x, axes...)
+		bm = known(bm, mean)
 		centred = graph.Sub(x, up(bm))
-		bv := graph.ReduceMean(graph.Mul(centred, centred), axes...)
+		bv, _ := ChannelMean(graph.Mul(centred, centred), mask)
 		if c.Training && !d.Always {
 			n := float64(x.Shape().Size()) / float64(max(x.Shape().Dimensions[last], 1))
 			run := bv
-			if !d.Biased && n > 1 {
+			switch {
+			case d.Biased:
+			case count != nil:
+				run = graph.Mul(bv, graph.Div(count, graph.MaxScalar(graph.AddScalar(count, -1), 1)))
+			case n > 1:
 				run = graph.MulScalar(bv, n/(n-1))
 			}
+			run, bv = known(run, variance), known(bv, variance)
 			decay := cmp.Or(d.Decay, .9)
 			c.Set("mean", mix(mean, bm, decay))
 			c.Set("var", mix(variance, run, decay))
@@ -240,6 +250,34 @@ func (d BatchNorm) Lower(c *Ctx, xs []*graph.Node) []*graph.Node {
 		y = graph.Add(y, up(b))
 	}
 	return []*graph.Node{y}
+}
+
+// TokenMask returns the mask among the inputs of a norm, converted to the type of x, or nil: the optional second input,
+// shaped as x without its channels, 1 (or true) where a token is valid. It panics on another shape.
+func TokenMask(xs []*graph.Node) *graph.Node {
+	if len(xs) < 2 || xs[1] == nil {
+		return nil
+	}
+	x, mask := xs[0], xs[1]
+	want := x.Shape().Dimensions[:max(x.Rank()-1, 0)]
+	if !slices.Equal(mask.Shape().Dimensions, want) {
+		panic(fmt.Errorf("the mask is %s, want %v for %s", mask.Shape(), want, x.Shape()))
+	}
+	return graph.ConvertDType(mask, x.DType())
+}
+
+// ChannelMean is the mean of v [..., channels] over all axes but the last, of the tokens whose mask is 1: [channels]. A
+// nil mask means all of them, and count is nil then; otherwise it is how many are valid, and without any the mean is 0.
+func ChannelMean(v, mask *graph.Node) (mean, count *graph.Node) {
+	axes := make([]int, v.Rank()-1)
+	for i := range axes {
+		axes[i] = i
+	}
+	if mask == nil {
+		return graph.ReduceMean(v, axes...), nil
+	}
+	count = graph.ReduceAllSum(mask)
+	return graph.Div(graph.ReduceSum(graph.Mul(v, graph.InsertAxes(mask, -1)), axes...), graph.MaxScalar(count, 1)), count
 }
 
 // mix is decay·old + (1−decay)·new without a gradient.

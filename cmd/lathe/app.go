@@ -79,9 +79,12 @@ func (a *app) exitCode(ctx context.Context, err error) int {
 	}
 	code := exitFailed
 	var usage *usageError
+	var stopped *interruptedError
 	switch {
 	case errors.As(err, &usage) || !a.running:
 		code = exitUsage
+	case errors.As(err, &stopped):
+		code = exitInterrupted
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		code, err = exitInterrupted, errors.New("interrupted; what was finished is saved, and the same command goes on from there")
 	}
@@ -101,6 +104,9 @@ func (e *usageError) Error() string { return e.message }
 func usageErrorf(format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...)}
 }
+
+// interruptedError is an end by SIGINT or SIGTERM after which there is nothing to go on from: exit code 130.
+type interruptedError struct{ error }
 
 // emit prints the result of a verb: v as JSON with --json, and what human writes otherwise.
 func (a *app) emit(v any, human func(w io.Writer) error) error {

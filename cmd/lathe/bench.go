@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,34 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lathe-ml/lathe/engine"
-	"github.com/lathe-ml/lathe/engine/kernel"
 	"github.com/lathe-ml/lathe/lab/bench"
-	"github.com/lathe-ml/lathe/lab/report"
 )
-
-// benchResult is what lathe bench train --json prints.
-type benchResult struct {
-	CPU       engine.CPU `json:"cpu"`
-	Level     string     `json:"level"`          // of the native backend's kernels
-	PeakFMA   float64    `json:"peak_fma_flops"` // of one thread, measured
-	Bandwidth float64    `json:"read_bandwidth_bytes"`
-	Threads   int        `json:"threads"`
-	Rounds    int        `json:"rounds"`
-	Rows      []benchRow `json:"rows"`
-}
-
-// benchRow is one network on one contestant.
-type benchRow struct {
-	Network    string  `json:"network"`
-	Contestant string  `json:"contestant"`
-	CPU        float64 `json:"cpu_ms"`   // medians over the rounds
-	Wall       float64 `json:"wall_ms"`  //
-	First      float64 `json:"first_ms"` //
-	RSS        float64 `json:"rss_mb"`
-	Speedup    float64 `json:"speedup"` // CPU time of this contestant over the first one's, median of the paired rounds
-	Low        float64 `json:"low"`     // smallest and largest of the rounds
-	High       float64 `json:"high"`
-}
 
 func newBenchCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
@@ -52,15 +26,15 @@ func newBenchCommand(a *app) *cobra.Command {
 		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newBenchTrainCommand(a), newBenchStepCommand(a))
+	cmd.AddCommand(newBenchTrainCommand(a), newBenchStepCommand(a), newBenchMachineCommand(a))
 	return cmd
 }
 
 func newBenchTrainCommand(a *app) *cobra.Command {
-	var backends []string
-	var peer string
-	var rounds, steps, threads int
+	var backends, peers []string
+	var output string
 	var names []string
+	var o bench.Options
 	about := ""
 	for _, n := range bench.Networks {
 		names = append(names, n.Name)
@@ -73,11 +47,17 @@ func newBenchTrainCommand(a *app) *cobra.Command {
 
 ` + about + `
 Every contestant runs in a process of its own, one after another in each round, so that all of them meet the same
-disturbances; ratios are of processor time, paired by round, and the median is printed with the range. With --peer a
-command that prints the same JSON lines takes part, such as PyTorch by test/peers/bench_torch.py.`,
+disturbances; ratios are of processor time, paired by round, and the median is printed with the range. The machine is
+measured too, and each step is set against the least time that its products, convolutions and memory traffic need
+there (the roofline). The first step is shown apart: it holds the compilation.
+
+With --peer a command that prints the same JSON lines takes part, such as PyTorch by test/peers/bench_torch.py; it may
+be given several times, as NAME=COMMAND. Ctrl-C ends the run and prints the networks that are complete.`,
 		Example: `  lathe bench train
-  lathe bench train vit resnet --rounds 10 --threads 2
-  lathe bench train --peer "python3 test/peers/bench_torch.py"`,
+  lathe bench train vit resnet --rounds 10 --threads 1,2
+  lathe bench train --peer "pytorch=python3 test/peers/bench_torch.py" \\
+      --peer "compiled=python3 test/peers/bench_torch.py --compile"
+  lathe bench train --output performance.json`,
 		ValidArgs: names,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -88,24 +68,39 @@ command that prints the same JSON lines takes part, such as PyTorch by test/peer
 					return usageErrorf("there is no network %q; accepted: %s", n, strings.Join(names, ", "))
 				}
 			}
-			if rounds < 1 || steps < 1 || threads < 1 {
-				return usageErrorf("--rounds %d --steps %d --threads %d; each must be at least 1", rounds, steps, threads)
+			o.Networks = args
+			if o.Rounds < 1 || o.Steps < 1 || len(o.Threads) == 0 || slices.Min(o.Threads) < 1 || slices.Max(o.Threads) > 1024 {
+				return usageErrorf("--rounds %d --steps %d --threads %v; each must be at least 1, threads at most 1024", o.Rounds, o.Steps, o.Threads)
+			}
+			if !cmd.Flags().Changed("backends") {
+				backends = benchBackends()
 			}
 			for _, b := range backends {
 				if _, err := engine.Choose(b); err != nil {
 					return usageErrorf("%v", err)
 				}
 			}
-			return a.benchTrain(cmd.Context(), args, backends, peer, rounds, steps, threads)
+			return a.benchTrain(cmd.Context(), o, backends, peers, output)
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&backends, "backends", []string{"native", "go"}, "contestants; the first is what the others are compared with")
-	f.StringVar(&peer, "peer", "", "command of another contestant; gets --threads N --steps N NETWORK")
-	f.IntVar(&rounds, "rounds", 3, "rounds; ratios are paired by round")
-	f.IntVar(&steps, "steps", 7, "timed steps per round, after two of warm-up")
-	f.IntVar(&threads, "threads", 1, "threads of every contestant")
+	f.StringSliceVar(&backends, "backends", nil, "contestants; the first is what the others are compared with (default native, go, and xla where its plugin is)")
+	f.StringArrayVar(&peers, "peer", nil, "another contestant, [NAME=]COMMAND; the command gets --threads N --steps N NETWORK; may be repeated")
+	f.StringVarP(&output, "output", "o", "", "write the result as JSON to this file, too")
+	f.IntVar(&o.Rounds, "rounds", 3, "rounds; ratios are paired by round")
+	f.IntVar(&o.Steps, "steps", 7, "timed steps per round, after two of warm-up")
+	f.IntSliceVar(&o.Threads, "threads", []int{1}, "threads of every contestant; several numbers are interleaved, too")
 	return cmd
+}
+
+// benchBackends are the default contestants.
+func benchBackends() (names []string) {
+	for _, n := range []string{"native", "go", "xla"} {
+		if _, err := engine.Choose(n); err == nil {
+			names = append(names, n)
+		}
+	}
+	return names
 }
 
 // newBenchStepCommand is the inside of bench train: one network in a process of its own.
@@ -129,120 +124,112 @@ func newBenchStepCommand(a *app) *cobra.Command {
 				return err
 			}
 			s.Backend = engine.Name(b)
-			line, err := json.Marshal(s)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(a.stdout, string(line))
-			return err
+			return a.printLine(s)
 		},
 	}
 	cmd.Flags().IntVar(&steps, "steps", 7, "timed steps")
 	return cmd
 }
 
-func (a *app) benchTrain(ctx context.Context, networks, backends []string, peer string, rounds, steps, threads int) error {
+// newBenchMachineCommand measures in a process of its own, so that its memory is nobody else's.
+func newBenchMachineCommand(a *app) *cobra.Command {
+	var threads int
+	cmd := &cobra.Command{
+		Use: "machine", Hidden: true, Short: "Measure peak arithmetic and read bandwidth and print a JSON line",
+		Example: "  lathe bench machine --threads 2",
+		Args:    noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if threads < 1 || threads > 1024 {
+				return usageErrorf("--threads %d; accepted: 1 to 1024", threads)
+			}
+			return a.printLine(bench.MeasureMachine(threads))
+		},
+	}
+	cmd.Flags().IntVar(&threads, "threads", 1, "threads that run at once")
+	return cmd
+}
+
+func (a *app) printLine(v any) error {
+	line, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(a.stdout, string(line))
+	return err
+}
+
+func (a *app) benchTrain(ctx context.Context, o bench.Options, backends, peers []string, output string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	type contestant struct {
-		name    string
-		command func(network string) []string
+	o.Machine = func(threads int) []string {
+		return []string{self, "bench", "machine", "--threads", strconv.Itoa(threads)}
 	}
-	var all []contestant
+	var all []bench.Contestant
 	for _, b := range backends {
-		all = append(all, contestant{b, func(n string) []string {
+		all = append(all, bench.Contestant{Name: b, Command: func(n string, _, steps int) []string {
 			return []string{self, "bench", "step", n, "--backend", b, "--steps", strconv.Itoa(steps)}
 		}})
 	}
-	if fields := strings.Fields(peer); len(fields) > 0 {
-		all = append(all, contestant{"peer", func(n string) []string {
-			return append(slices.Clone(fields), "--threads", strconv.Itoa(threads), "--steps", strconv.Itoa(steps), n)
-		}})
+	for i, p := range peers {
+		c, err := benchPeer(p, i)
+		if err != nil {
+			return err
+		}
+		all = append(all, c)
+	}
+	for i, c := range all {
+		if slices.ContainsFunc(all[:i], func(d bench.Contestant) bool { return d.Name == c.Name }) {
+			return usageErrorf("two contestants are called %q; name peers with --peer NAME=COMMAND", c.Name)
+		}
 	}
 	if len(all) == 0 {
-		return usageErrorf("name contestants with --backends")
+		return usageErrorf("name contestants with --backends or --peer")
 	}
-	level, _ := kernel.Detect()
-	r := &benchResult{CPU: engine.ThisCPU(), Level: level.String(), Threads: threads, Rounds: rounds}
 	bar := a.progress("timing")
 	defer bar.Close()
-	done := 0
-	for _, n := range networks {
-		steps := make([][]bench.Step, len(all))
-		for range rounds {
-			for i, c := range all {
-				s, err := benchProcess(ctx, c.command(n), threads)
-				if err != nil {
-					return fmt.Errorf("%s on %s: %w", n, c.name, err)
-				}
-				steps[i] = append(steps[i], s)
-				done++
-				bar.Set(done, len(networks)*rounds*len(all))
-			}
-		}
-		for i, c := range all {
-			r.Rows = append(r.Rows, benchSummary(n, c.name, steps[i], steps[0]))
-		}
+	o.Progress = func(done, total int, what string) {
+		bar.Label(what)
+		bar.Set(done, total)
 	}
+	r, err := bench.Compare(ctx, all, o)
 	bar.Close()
-	// Last, because a process counts the memory of the one that started it as its own.
-	r.PeakFMA, r.Bandwidth = kernel.PeakFMA(kernel.For(level)), kernel.ReadBandwidth(kernel.For(level), 256<<20)
-	return a.emit(r, func(w io.Writer) error {
-		t := report.Table{Columns: []string{"network", "on", "CPU ms", "wall ms", "first ms", "MB", "times the first's CPU"}}
-		for _, row := range r.Rows {
-			t.Rows = append(t.Rows, []string{
-				row.Network, row.Contestant, fmt.Sprintf("%.1f", row.CPU), fmt.Sprintf("%.1f", row.Wall), fmt.Sprintf("%.0f", row.First),
-				fmt.Sprintf("%.0f", row.RSS), fmt.Sprintf("%.2f (%.2f … %.2f)", row.Speedup, row.Low, row.High),
-			})
+	if err != nil && (r == nil || !r.Interrupted) {
+		return err
+	}
+	if !r.Interrupted && output != "" {
+		if err := r.WriteFile(output); err != nil {
+			return err
 		}
-		t.Note = fmt.Sprintf("%s, %s kernels, %d threads; one thread reaches %.1f GFLOP/s in the first cache and reads %.1f GB/s. Medians of %d rounds; the ratio is paired by round, with its range.",
-			r.CPU.Model, r.Level, threads, r.PeakFMA/1e9, r.Bandwidth/1e9, rounds)
-		return report.WriteTable(w, t, a.width())
-	})
+	}
+	if len(r.Rows) > 0 {
+		if err := a.emit(r, func(w io.Writer) error { return r.WriteText(w, a.width()) }); err != nil {
+			return err
+		}
+	}
+	if r.Interrupted {
+		return &interruptedError{errors.New("interrupted; only complete networks are shown, and no file is written")}
+	}
+	return nil
 }
 
-// benchProcess runs one contestant and reads the last line that it prints.
-func benchProcess(ctx context.Context, args []string, threads int) (s bench.Step, err error) {
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	n := strconv.Itoa(threads)
-	cmd.Env = append(os.Environ(), "GOMAXPROCS="+n, "LATHE_THREADS="+n, "OMP_NUM_THREADS="+n)
-	out, err := cmd.Output()
-	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) && len(exit.Stderr) > 0 {
-			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr[:min(len(exit.Stderr), 1000)])))
-		}
-		return s, err
-	}
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &s); err != nil {
-		return s, fmt.Errorf("%s printed no JSON line: %w", args[0], err)
-	}
-	if !(s.CPU > 0) {
-		return s, fmt.Errorf("%s measured no processor time", args[0])
-	}
-	return s, nil
-}
+var peerName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]*$`)
 
-func benchSummary(network, name string, own, first []bench.Step) benchRow {
-	of := func(f func(bench.Step) float64) float64 {
-		v := make([]float64, len(own))
-		for i, s := range own {
-			v[i] = f(s)
-		}
-		slices.Sort(v)
-		return v[len(v)/2]
+// benchPeer reads [NAME=]COMMAND.
+func benchPeer(spec string, i int) (bench.Contestant, error) {
+	name, command := "peer", spec
+	if i > 0 {
+		name += strconv.Itoa(i + 1)
 	}
-	ratios := make([]float64, len(own))
-	for i := range own {
-		ratios[i] = own[i].CPU / first[i].CPU
+	if n, c, ok := strings.Cut(spec, "="); ok && peerName.MatchString(n) {
+		name, command = n, c
 	}
-	slices.Sort(ratios)
-	return benchRow{
-		Network: network, Contestant: name, Speedup: ratios[len(ratios)/2], Low: ratios[0], High: ratios[len(ratios)-1],
-		CPU: of(func(s bench.Step) float64 { return s.CPU }), Wall: of(func(s bench.Step) float64 { return s.Wall }),
-		First: of(func(s bench.Step) float64 { return s.First }), RSS: of(func(s bench.Step) float64 { return float64(s.RSS) }),
+	fields := strings.Fields(command)
+	if len(fields) == 0 {
+		return bench.Contestant{}, usageErrorf("--peer %q holds no command; want [NAME=]COMMAND", spec)
 	}
+	return bench.Contestant{Name: name, Command: func(n string, threads, steps int) []string {
+		return append(slices.Clone(fields), "--threads", strconv.Itoa(threads), "--steps", strconv.Itoa(steps), n)
+	}}, nil
 }

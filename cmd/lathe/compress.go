@@ -343,19 +343,9 @@ func (c *compression) readModel() (*nn.Network, error) {
 	if _, err := os.Stat(c.model); err != nil {
 		return nil, err
 	}
-	dims := map[string][]int{}
-	for _, s := range c.shapes {
-		name, list, ok := strings.Cut(s, "=")
-		if !ok || name == "" {
-			return nil, usageErrorf("--shape %q; write name=1,3,224,224", s)
-		}
-		for _, v := range strings.Split(list, ",") {
-			n, err := strconv.Atoi(strings.TrimSpace(v))
-			if err != nil || n < 0 {
-				return nil, usageErrorf("--shape %q: %q is no size", s, v)
-			}
-			dims[name] = append(dims[name], n)
-		}
+	dims, err := parseShapes(c.shapes)
+	if err != nil {
+		return nil, err
 	}
 	return readNetwork(c.model, dims)
 }

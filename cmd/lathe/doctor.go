@@ -6,12 +6,14 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/kernel"
 	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/lab/store"
@@ -23,6 +25,7 @@ type diagnosis struct {
 	Go       string          `json:"go"`
 	CPU      engine.CPU      `json:"cpu"`
 	Threads  int             `json:"threads"`
+	Kernels  kernels         `json:"kernels"`
 	SIMD     bool            `json:"simd"` // built with GOEXPERIMENT=simd
 	Backends []engine.Status `json:"backends"`
 	Chosen   string          `json:"chosen"`
@@ -34,12 +37,38 @@ type diagnosis struct {
 	Problems []string        `json:"problems"` // with their remedies
 }
 
+// kernels says how the native backend computes here.
+type kernels struct {
+	Level         string `json:"level"`
+	Reason        string `json:"reason"` // what the processor said of itself, and what LATHE_ISA did
+	Threads       int    `json:"threads"`
+	ThreadsReason string `json:"threads_reason"`
+}
+
+func theseKernels() kernels {
+	level, reason := kernel.Detect()
+	k := kernels{Level: level.String(), Reason: reason, Threads: kernel.DefaultThreads()}
+	procs := fmt.Sprintf("the %d processors that this process may use", runtime.GOMAXPROCS(0))
+	if v := os.Getenv("GOMAXPROCS"); v == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		procs = "GOMAXPROCS=" + v
+	}
+	switch v := os.Getenv(kernel.EnvThreads); {
+	case v == "":
+		k.ThreadsReason = fmt.Sprintf("%s; %s sets another number", procs, kernel.EnvThreads)
+	case v == strconv.Itoa(k.Threads):
+		k.ThreadsReason = kernel.EnvThreads + "=" + v
+	default:
+		k.ThreadsReason = fmt.Sprintf("%s; %s=%q is not a positive number and is ignored", procs, kernel.EnvThreads, v)
+	}
+	return k
+}
+
 func newDoctorCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what computes here and why, what is missing, and how to make it faster",
-		Long: `Look at this machine: the processor, the backends and which one is chosen and why, the data cache and the
-store of runs. Problems come with their remedies. Exit code 1 when something does not work at all.`,
+		Long: `Look at this machine: the processor, the level of the native kernels, their threads and why, the backends and
+which one is chosen and why, the data cache and the store of runs. Problems come with their remedies. Exit code 1 when something does not work at all.`,
 		Example: `  lathe doctor
   LATHE_BACKEND=go lathe doctor
   lathe doctor --json`,
@@ -57,7 +86,7 @@ store of runs. Problems come with their remedies. Exit code 1 when something doe
 // diagnose collects the facts; the error says what does not work at all.
 func (a *app) diagnose() (d diagnosis, failure error) {
 	d = diagnosis{
-		Build: lab.ThisBuild(), Go: runtime.Version(), CPU: engine.ThisCPU(), Threads: runtime.GOMAXPROCS(0), SIMD: engine.SIMD, Backends: engine.Backends(),
+		Build: lab.ThisBuild(), Go: runtime.Version(), CPU: engine.ThisCPU(), Threads: runtime.GOMAXPROCS(0), Kernels: theseKernels(), SIMD: engine.SIMD, Backends: engine.Backends(),
 		Cache: data.Dir(), Offline: data.Offline(), Data: map[string]bool{}, Problems: []string{},
 	}
 	choice, err := engine.Choose(a.backendName)
@@ -114,6 +143,8 @@ func (a *app) printDiagnosis(w io.Writer, d diagnosis) error {
 		{"processor", d.CPU.Model},
 		{"features", strings.Join(d.CPU.Features, " ")},
 		{"threads", fmt.Sprintf("%d of %d cores", d.Threads, d.CPU.Cores)},
+		{"native kernels", fmt.Sprintf("%s: %s", d.Kernels.Level, d.Kernels.Reason)},
+		{"native threads", fmt.Sprintf("%d: %s", d.Kernels.Threads, d.Kernels.ThreadsReason)},
 		{"simd", simd + " (GOEXPERIMENT=simd at build time)"},
 	}
 	backends := report.Table{Title: "Backends, best first", Columns: []string{"name", "usable", "why"}}

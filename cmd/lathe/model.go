@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lathe-ml/lathe/compress/quant"
 	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
 	"github.com/lathe-ml/lathe/nn/safetensors"
@@ -26,6 +29,25 @@ func isNetworkFile(path string) bool {
 	return ext == ".onnx" || ext == ".safetensors"
 }
 
+// parseShapes reads values of --shape, name=1,3,224,224.
+func parseShapes(list []string) (map[string][]int, error) {
+	dims := map[string][]int{}
+	for _, s := range list {
+		name, sizes, ok := strings.Cut(s, "=")
+		if !ok || name == "" {
+			return nil, usageErrorf("--shape %q; write name=1,3,224,224", s)
+		}
+		for _, v := range strings.Split(sizes, ",") {
+			n, err := strconv.Atoi(strings.TrimSpace(v))
+			if err != nil || n < 0 {
+				return nil, usageErrorf("--shape %q: %q is no size", s, v)
+			}
+			dims[name] = append(dims[name], n)
+		}
+	}
+	return dims, nil
+}
+
 // readNetwork reads a network file by the ending of its name; dims gives the shapes of inputs that an ONNX model leaves
 // open.
 func readNetwork(path string, dims map[string][]int) (*nn.Network, error) {
@@ -36,7 +58,7 @@ func readNetwork(path string, dims map[string][]int) (*nn.Network, error) {
 		if len(dims) > 0 {
 			return nil, usageErrorf("--shape is for ONNX models that leave a shape open; %s leaves none", path)
 		}
-		return safetensors.ReadNetwork(path, quant.StoredTypes()...)
+		return safetensors.ReadNetwork(path, slices.Concat(quant.StoredTypes(), norm.StoredTypes())...)
 	}
 	return nil, usageErrorf("%s: a network is read from .onnx or .safetensors", path)
 }

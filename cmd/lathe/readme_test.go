@@ -348,9 +348,11 @@ var snippetPackages = map[string]string{
 	"context": "context",
 	"compute": "github.com/gomlx/compute", "dtypes": "github.com/gomlx/compute/dtypes", "shapes": "github.com/gomlx/compute/shapes",
 	"graph": "github.com/gomlx/gomlx/core/graph", "tensors": "github.com/gomlx/gomlx/core/tensors",
+	"batchsize": "github.com/lathe-ml/lathe/learn/batchsize",
 	"compress": "github.com/lathe-ml/lathe/compress", "quant": "github.com/lathe-ml/lathe/compress/quant",
 	"curate": "github.com/lathe-ml/lathe/data/curate", "data": "github.com/lathe-ml/lathe/data", "detect": "github.com/lathe-ml/lathe/task/detect",
 	"engine": "github.com/lathe-ml/lathe/engine", "learn": "github.com/lathe-ml/lathe/learn", "nn": "github.com/lathe-ml/lathe/nn",
+	"fold": "github.com/lathe-ml/lathe/nn/fold", "norm": "github.com/lathe-ml/lathe/design/norm",
 	"onnx": "github.com/lathe-ml/lathe/nn/onnx", "optim": "github.com/lathe-ml/lathe/learn/optim", "restore": "github.com/lathe-ml/lathe/task/restore",
 	"safetensors": "github.com/lathe-ml/lathe/nn/safetensors", "zoo": "github.com/lathe-ml/lathe/nn/zoo",
 }

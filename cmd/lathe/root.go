@@ -24,6 +24,9 @@ var verbs = []struct {
 }{
 	{groupUse, newCurateCommand},
 	{groupUse, newCompressCommand},
+	{groupUse, newFoldCommand},
+	{groupUse, newConvertCommand},
+	{groupUse, newCalibrateCommand},
 	{groupUse, newNMSCommand},
 	{groupUse, newUpscaleCommand},
 
@@ -31,6 +34,7 @@ var verbs = []struct {
 	{groupMeasure, newShowCommand},
 	{groupMeasure, newTryCommand},
 	{groupMeasure, newRunsCommand},
+	{groupMeasure, newNormsCommand},
 
 	{groupModels, newTrainCommand},
 	{groupModels, newEvalCommand},

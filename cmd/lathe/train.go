@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -13,10 +15,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/spf13/cobra"
 
+	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/internal/nearest"
 	"github.com/lathe-ml/lathe/internal/rng"
@@ -24,6 +26,7 @@ import (
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/lab/store"
 	"github.com/lathe-ml/lathe/learn"
+	"github.com/lathe-ml/lathe/learn/batchsize"
 	"github.com/lathe-ml/lathe/learn/optim"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/zoo"
@@ -34,6 +37,7 @@ type trainConfig struct {
 	Arch      string  `json:"arch"`
 	Data      string  `json:"data"`
 	Norm      string  `json:"norm"`
+	Scheme    string  `json:"scheme,omitempty"`
 	Epochs    float64 `json:"epochs,omitempty"`
 	Steps     int     `json:"steps"`
 	Batch     int     `json:"batch"`
@@ -46,26 +50,34 @@ type trainConfig struct {
 	Seed      uint64  `json:"seed"`
 	Backend   string  `json:"backend"`
 
+	// of adaptive batches; Batch is the first size then
+	Eta       float64 `json:"eta,omitempty"`
+	BatchTest string  `json:"batch_test,omitempty"`
+	MaxBatch  int     `json:"max_batch,omitempty"`
+	Groups    int     `json:"groups,omitempty"`
+
 	Shape   [3]int   `json:"shape"` // height, width, channels of the images
 	Classes []string `json:"classes"`
+
+	misplaced string // a flag that does not go with the optimiser
 }
 
 // architecture builds networks for images of a shape.
 type architecture struct {
 	name string
 	norm string // default
-	new  func(h, w, c, classes int, norm nn.Norm, seed uint64) (*nn.Network, error)
+	new  func(h, w, c, classes int, norm nn.Norm, scheme zoo.Scheme, seed uint64) (*nn.Network, error)
 }
 
 // architectures is what --arch knows.
 var architectures = []architecture{
 	{
 		"vit", "layer",
-		func(h, w, c, classes int, norm nn.Norm, seed uint64) (*nn.Network, error) {
+		func(h, w, c, classes int, norm nn.Norm, scheme zoo.Scheme, seed uint64) (*nn.Network, error) {
 			if h != w {
 				return nil, usageErrorf("--arch vit wants square images, got %d×%d", h, w)
 			}
-			return zoo.ViT(zoo.ViTOptions{Size: h, Channels: c, Patch: patchOf(h), Classes: classes, Norm: orNone(norm), Seed: seed})
+			return zoo.ViT(zoo.ViTOptions{Size: h, Channels: c, Patch: patchOf(h), Classes: classes, Norm: orNone(norm), Scheme: scheme, Seed: seed})
 		},
 	},
 	{"resnet8", "batch", resnet(1)},
@@ -73,7 +85,7 @@ var architectures = []architecture{
 	{"resnet20", "batch", resnet(3)},
 	{
 		"mlp", "none",
-		func(h, w, c, classes int, norm nn.Norm, seed uint64) (*nn.Network, error) {
+		func(h, w, c, classes int, norm nn.Norm, _ zoo.Scheme, seed uint64) (*nn.Network, error) {
 			return zoo.MLP(zoo.MLPOptions{Inputs: h * w * c, Classes: classes, Norm: norm, Seed: seed})
 		},
 	},
@@ -88,8 +100,8 @@ func patchOf(size int) int {
 	return p
 }
 
-func resnet(blocks int) func(h, w, c, classes int, norm nn.Norm, seed uint64) (*nn.Network, error) {
-	return func(h, w, c, classes int, norm nn.Norm, seed uint64) (*nn.Network, error) {
+func resnet(blocks int) func(h, w, c, classes int, norm nn.Norm, scheme zoo.Scheme, seed uint64) (*nn.Network, error) {
+	return func(h, w, c, classes int, norm nn.Norm, _ zoo.Scheme, seed uint64) (*nn.Network, error) {
 		if h != w {
 			return nil, usageErrorf("--arch resnet wants square images, got %d×%d", h, w)
 		}
@@ -97,34 +109,33 @@ func resnet(blocks int) func(h, w, c, classes int, norm nn.Norm, seed uint64) (*
 	}
 }
 
-// noNorm stands at a norm slot that is to stay empty; build takes it out again.
-type noNorm struct{ nn.Unary }
-
-func (noNorm) Params([]shapes.Shape) []nn.Spec { return nil }
-
+// orNone fills a norm slot that is to stay empty; build takes it out again.
 func orNone(n nn.Norm) nn.Norm {
 	if n == nil {
-		return noNorm{nn.Unary{Fn: "Identity"}}
+		return norm.None{}
 	}
 	return n
 }
 
-// norms is what --norm knows.
-var norms = []struct {
-	name string
-	norm nn.Norm // nil: none
-}{{"layer", nn.LayerNorm{}}, {"batch", nn.BatchNorm{}}, {"rms", nn.RMSNorm{}}, {"none", nil}}
+// adaptiveOptimizers update as the optimisers they name, on batches that grow by a test of the gradient's noise.
+var adaptiveOptimizers = map[string]string{"adadagrad": "adagrad", "adadagradnorm": "adagradnorm"}
+
+func optimizerNames() []string {
+	names := append(optim.Names(), slices.Collect(maps.Keys(adaptiveOptimizers))...)
+	slices.Sort(names)
+	return names
+}
+
+// maxMicro is how many examples are in memory at once; larger batches are accumulated.
+const maxMicro = 1024
 
 func newTrainCommand(a *app) *cobra.Command {
 	var c trainConfig
 	var out string
 	var fresh bool
-	var archs, normNames []string
+	var archs []string
 	for _, x := range architectures {
 		archs = append(archs, x.name)
-	}
-	for _, x := range norms {
-		normNames = append(normNames, x.name)
 	}
 	cmd := &cobra.Command{
 		Use:   "train",
@@ -133,26 +144,38 @@ func newTrainCommand(a *app) *cobra.Command {
 "lathe compress" take both. Either file says on what and how it was trained (metadata "lathe.train").
 
 A checkpoint is kept beside the output while the training goes on. After Ctrl-C, a crash or a kill the same command
-goes on from the last checkpoint, bit for bit as if nothing had happened (on backend go); --fresh starts over.`,
+goes on from the last checkpoint, bit for bit as if nothing had happened (on backend go); --fresh starts over.
+
+The optimisers adadagrad and adadagradnorm begin with a small batch (--batch, default 16) and let it grow when the
+gradient's noise, against its size, exceeds --eta: few examples per step early, few and parallel steps late, no schedule.
+The learning-rate schedule then follows the examples seen. For networks whose single examples have no gradient of
+their own (batch norm), estimate the noise from micro-batches: --groups 8.`,
 		Example: `  lathe train --arch vit --data fashion-mnist -o vit.safetensors
   lathe train --arch mlp --norm layer --data digits --epochs 20 --lr 1e-3 -o digits.safetensors
-  lathe train --arch resnet8 --steps 100 --batch 64 --optimizer sgd --lr 0.05 -o r8.safetensors`,
+  lathe train --arch resnet8 --steps 100 --batch 64 --optimizer sgd --lr 0.05 -o r8.safetensors
+  lathe train --arch mlp --optimizer adadagrad --eta 0.5 --max-batch 4096 --epochs 2 -o adaptive.safetensors`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			c.defaults(cmd.Flags().Changed)
 			return a.train(cmd.Context(), c, out, fresh)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.Arch, "arch", "vit", "architecture: "+strings.Join(archs, ", "))
 	f.StringVar(&c.Data, "data", "fashion-mnist", "data set: "+strings.Join(labelledSets(), ", "))
-	f.StringVar(&c.Norm, "norm", "", "norm at every norm slot: "+strings.Join(normNames, ", ")+" (default: the architecture's own)")
+	f.StringVar(&c.Norm, "norm", "", "norm at every norm slot: "+strings.Join(norm.Names(), ", ")+" (default: the architecture's own)")
+	f.StringVar(&c.Scheme, "scheme", "", "of --arch vit: where the norms stand: "+strings.Join(norm.SchemeNames(), ", ")+" (default: pre)")
 	f.Float64Var(&c.Epochs, "epochs", 4, "passes over the training data; --steps wins")
 	f.IntVar(&c.Steps, "steps", 0, "training steps (default: from --epochs)")
-	f.IntVar(&c.Batch, "batch", 128, "examples per step")
-	f.Float64Var(&c.LR, "lr", 2e-3, "peak learning rate")
-	f.StringVar(&c.Optimizer, "optimizer", "adamw", "optimiser: "+strings.Join(optim.Names(), ", "))
-	f.Float64Var(&c.Decay, "decay", 0.05, "weight decay")
-	f.StringVar(&c.Schedule, "schedule", "cosine", "learning-rate schedule: "+strings.Join(optim.ScheduleNames(), ", "))
+	f.IntVar(&c.Batch, "batch", 128, "examples per step; of the first step with adadagrad and adadagradnorm, where the default is 16")
+	f.Float64Var(&c.LR, "lr", 2e-3, "peak learning rate (default with adagrad: 0.05, with adagradnorm: 1)")
+	f.StringVar(&c.Optimizer, "optimizer", "adamw", "optimiser: "+strings.Join(optimizerNames(), ", "))
+	f.Float64Var(&c.Decay, "decay", 0.05, "weight decay (default with adagrad and adagradnorm: 0)")
+	f.StringVar(&c.Schedule, "schedule", "cosine", "learning-rate schedule: "+strings.Join(optim.ScheduleNames(), ", ")+" (default with adagrad and adagradnorm: constant)")
+	f.Float64Var(&c.Eta, "eta", 0.5, "adaptive batches: largest noise of the gradient, as a share of it; smaller means larger batches")
+	f.StringVar(&c.BatchTest, "batch-test", "norm", "adaptive batches: test of the gradient: "+strings.Join(batchsize.TestNames(), ", "))
+	f.IntVar(&c.MaxBatch, "max-batch", 0, "adaptive batches: largest size (default: 8192, or all examples)")
+	f.IntVar(&c.Groups, "groups", 0, "adaptive batches: estimate the noise from so many micro-batches (0: from single examples)")
 	f.Float64Var(&c.Clip, "clip", 0, "largest joint norm of the gradients (0: no limit)")
 	f.IntVar(&c.Limit, "limit", 0, "use only the first so many training examples (0: all)")
 	f.Uint64Var(&c.Seed, "seed", 0, "of initial values and order")
@@ -161,8 +184,9 @@ goes on from the last checkpoint, bit for bit as if nothing had happened (on bac
 	_ = cmd.MarkFlagRequired("output")
 	_ = cmd.RegisterFlagCompletionFunc("arch", oneOf(archs...))
 	_ = cmd.RegisterFlagCompletionFunc("data", oneOf(labelledSets()...))
-	_ = cmd.RegisterFlagCompletionFunc("norm", oneOf(normNames...))
-	_ = cmd.RegisterFlagCompletionFunc("optimizer", oneOf(optim.Names()...))
+	_ = cmd.RegisterFlagCompletionFunc("norm", oneOf(norm.Names()...))
+	_ = cmd.RegisterFlagCompletionFunc("optimizer", oneOf(optimizerNames()...))
+	_ = cmd.RegisterFlagCompletionFunc("batch-test", oneOf(batchsize.TestNames()...))
 	_ = cmd.RegisterFlagCompletionFunc("schedule", oneOf(optim.ScheduleNames()...))
 	return cmd
 }
@@ -175,27 +199,57 @@ func chooseOne(flag, value string, known []string) error {
 	return usageErrorf("--%s %q: there is no such; use one of %s", flag, value, strings.Join(known, ", "))
 }
 
+// adaptive says whether the size of the batches changes.
+func (c *trainConfig) adaptive() bool { return adaptiveOptimizers[c.Optimizer] != "" }
+
+// defaults fills in what depends on the optimiser, where nothing was asked for, and forgets what does not concern it.
+func (c *trainConfig) defaults(changed func(flag string) bool) {
+	rule := cmp.Or(adaptiveOptimizers[c.Optimizer], c.Optimizer)
+	if rate := map[string]float64{"adagrad": .05, "adagradnorm": 1}[rule]; rate != 0 {
+		if !changed("lr") {
+			c.LR = rate
+		}
+		if !changed("decay") {
+			c.Decay = 0
+		}
+		if !changed("schedule") {
+			c.Schedule = "constant"
+		}
+	}
+	if c.adaptive() {
+		if !changed("batch") {
+			c.Batch = 16
+		}
+		return
+	}
+	for _, flag := range []string{"eta", "batch-test", "max-batch", "groups"} {
+		if changed(flag) {
+			c.misplaced = flag
+		}
+	}
+	c.Eta, c.BatchTest, c.MaxBatch, c.Groups = 0, "", 0, 0
+}
+
 // check refuses what cannot be trained and fills defaults in.
 func (c *trainConfig) check() error {
-	var archs, normNames []string
+	var archs []string
 	for _, x := range architectures {
 		archs = append(archs, x.name)
 		if x.name == c.Arch && c.Norm == "" {
 			c.Norm = x.norm
 		}
 	}
-	for _, x := range norms {
-		normNames = append(normNames, x.name)
-	}
 	switch {
 	case !slices.Contains(archs, c.Arch):
 		return chooseOne("arch", c.Arch, archs)
-	case !slices.Contains(normNames, c.Norm):
-		return chooseOne("norm", c.Norm, normNames)
+	case !slices.Contains(norm.Names(), c.Norm):
+		return chooseOne("norm", c.Norm, norm.Names())
+	case c.Scheme != "" && c.Arch != "vit":
+		return usageErrorf("--scheme %s: only --arch vit has a choice", c.Scheme)
 	case !slices.Contains(labelledSets(), c.Data):
 		return chooseOne("data", c.Data, labelledSets())
-	case !slices.Contains(optim.Names(), c.Optimizer):
-		return chooseOne("optimizer", c.Optimizer, optim.Names())
+	case !slices.Contains(optimizerNames(), c.Optimizer):
+		return chooseOne("optimizer", c.Optimizer, optimizerNames())
 	case !slices.Contains(optim.ScheduleNames(), c.Schedule):
 		return chooseOne("schedule", c.Schedule, optim.ScheduleNames())
 	case c.Batch < 1 || c.Batch > 1<<16:
@@ -208,6 +262,18 @@ func (c *trainConfig) check() error {
 		return usageErrorf("--decay %g: must be 0 or more", c.Decay)
 	case !(c.Clip >= 0):
 		return usageErrorf("--clip %g: must be 0 or more", c.Clip)
+	case c.misplaced != "":
+		return usageErrorf("--%s goes with --optimizer adadagrad or adadagradnorm, not %s", c.misplaced, c.Optimizer)
+	case c.adaptive() && (!(c.Eta > 0) || math.IsInf(c.Eta, 0)):
+		return usageErrorf("--eta %g: must be positive; 0.1 to 0.9 is usual", c.Eta)
+	case c.adaptive() && !slices.Contains(batchsize.TestNames(), c.BatchTest):
+		return chooseOne("batch-test", c.BatchTest, batchsize.TestNames())
+	case c.adaptive() && c.Batch < 2:
+		return usageErrorf("--batch %d: a batch needs 2 examples for its gradient to have a noise", c.Batch)
+	case c.MaxBatch < 0 || c.MaxBatch > 0 && c.MaxBatch < c.Batch:
+		return usageErrorf("--max-batch %d: must be at least the first batch (%d)", c.MaxBatch, c.Batch)
+	case c.Groups < 0 || c.Groups == 1 || c.Groups > 1024:
+		return usageErrorf("--groups %d: must be 2 to 1024 (8 or more are advised), or 0", c.Groups)
 	case c.Limit < 0:
 		return usageErrorf("--limit %d: must be 0 or more", c.Limit)
 	}
@@ -224,6 +290,20 @@ type trainResult struct {
 	Accuracy   float64     `json:"accuracy"` // on the test part
 	Examples   int         `json:"test_examples"`
 	Seconds    float64     `json:"seconds"` // of this process
+
+	Adaptive *adaptiveResult `json:"adaptive,omitempty"` // of batches whose size changes
+}
+
+// adaptiveResult says what became of the batches.
+type adaptiveResult struct {
+	Steps      int     `json:"steps"`
+	Samples    int     `json:"samples"`
+	FirstBatch int     `json:"first_batch"`
+	MeanBatch  float64 `json:"mean_batch"`
+	FinalBatch int     `json:"final_batch"`
+	Tests      int     `json:"tests"`
+	Passed     int     `json:"passed"`
+	Stationary int     `json:"stationary"` // tests that a zero gradient left undefined
 }
 
 func (a *app) train(ctx context.Context, c trainConfig, out string, fresh bool) error {
@@ -252,23 +332,36 @@ func (a *app) train(ctx context.Context, c trainConfig, out string, fresh bool) 
 		return usageErrorf("--batch %d: there are only %d training examples", c.Batch, train.N)
 	}
 	perEpoch := train.N / c.Batch
-	if c.Steps == 0 {
-		c.Steps = max(1, int(math.Round(c.Epochs*float64(perEpoch))))
-	} else {
+	switch {
+	case c.Steps > 0:
 		c.Epochs = 0
+	case !c.adaptive(): // adaptive steps are not known beforehand
+		c.Steps = max(1, int(math.Round(c.Epochs*float64(perEpoch))))
+	}
+	if c.adaptive() {
+		switch {
+		case c.MaxBatch == 0:
+			c.MaxBatch = max(c.Batch, min(8192, train.N))
+		case c.MaxBatch > train.N:
+			return usageErrorf("--max-batch %d: there are only %d training examples, and a batch has each of them once", c.MaxBatch, train.N)
+		}
 	}
 	c.Shape, c.Classes = [3]int{train.H, train.W, train.C}, train.ClassNames
 	net, err := c.build()
 	if err != nil {
 		return err
 	}
-	optimizer, err := optim.ByName(c.Optimizer, c.Decay)
+	optimizer, err := optim.ByName(cmp.Or(adaptiveOptimizers[c.Optimizer], c.Optimizer), c.Decay)
 	if err != nil {
 		return usageErrorf("%v", err)
 	}
-	schedule, err := optim.ScheduleByName(c.Schedule, c.Steps)
+	schedule, err := c.schedule(train.N)
 	if err != nil {
 		return usageErrorf("%v", err)
+	}
+	batches, probe, err := c.batches(net, train.N)
+	if err != nil {
+		return usageErrorf("--optimizer %s --arch %s --norm %s: %v; here: --norm layer, or --groups 8", c.Optimizer, c.Arch, c.Norm, err)
 	}
 	config, err := json.Marshal(c)
 	if err != nil {
@@ -294,7 +387,7 @@ func (a *app) train(ctx context.Context, c trainConfig, out string, fresh bool) 
 			_ = finish(store.Failed, nil, fmt.Errorf("internal error"))
 		}
 	}()
-	result, err := a.fit(ctx, c, net, train, optimizer, schedule, string(config), out, fresh)
+	result, err := a.fit(ctx, c, net, train, learn.Options{Optimizer: optimizer, LR: c.LR, Schedule: schedule, ClipNorm: c.Clip, Seed: c.Seed, Probe: probe}, batches, string(config), out, fresh)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		_ = finish(store.Interrupted, nil, errors.New("stopped"))
@@ -307,19 +400,54 @@ func (a *app) train(ctx context.Context, c trainConfig, out string, fresh bool) 
 		return err
 	}
 	return a.emit(result, func(w io.Writer) error {
+		if b := result.Adaptive; b != nil {
+			if _, err := fmt.Fprintf(w, "batches: %d to %d, mean %s, in %s steps on %s examples; %d of %d tests passed\n", b.FirstBatch, b.FinalBatch, report.Number(b.MeanBatch), report.Number(float64(b.Steps)), report.Number(float64(b.Samples)), b.Passed, b.Tests); err != nil {
+				return err
+			}
+			if b.Stationary > 0 {
+				a.note("stationary batch gradient at %d tests: the size was kept", b.Stationary)
+			}
+		}
 		_, err := fmt.Fprintf(w, "%s: %s parameters, loss %s, accuracy %.2f %% on %d test examples, %.1f s\n", out, report.Number(float64(result.Parameters)), report.Number(result.Loss), 100*result.Accuracy, result.Examples, result.Seconds)
 		return err
 	})
 }
 
-// fit trains, writes the file and evaluates.
-func (a *app) fit(ctx context.Context, c trainConfig, net *nn.Network, train labelled, optimizer optim.Optimizer, schedule optim.Schedule, config, out string, fresh bool) (r trainResult, err error) {
+// schedule follows the steps, or, with batches that change and no number of steps, the examples seen.
+func (c *trainConfig) schedule(examples int) (optim.Schedule, error) {
+	if c.adaptive() && c.Steps == 0 {
+		return optim.SampleScheduleByName(c.Schedule, c.budget(examples))
+	}
+	return optim.ScheduleByName(c.Schedule, c.Steps)
+}
+
+// budget is the number of examples that --epochs asks for.
+func (c *trainConfig) budget(examples int) int {
+	return max(1, int(math.Round(c.Epochs*float64(examples))))
+}
+
+// batches prepares batches whose size adapts; both results are nil when it does not.
+func (c *trainConfig) batches(net *nn.Network, examples int) (*batchsize.AdaptiveBatcher, learn.Probe, error) {
+	if !c.adaptive() {
+		return nil, nil, nil
+	}
+	test, err := batchsize.NewTest(c.BatchTest, c.Eta)
+	if err != nil {
+		return nil, nil, err
+	}
+	a := &batchsize.AdaptiveBatcher{Test: test, N: examples, Initial: c.Batch, Max: c.MaxBatch, MaxMicro: maxMicro, Groups: c.Groups, Seed: c.Seed}
+	probe, err := a.Probe(net)
+	return a, probe, err
+}
+
+// fit trains, writes the file and evaluates. batches are adaptive ones, or nil.
+func (a *app) fit(ctx context.Context, c trainConfig, net *nn.Network, train labelled, o learn.Options, batches *batchsize.AdaptiveBatcher, config, out string, fresh bool) (r trainResult, err error) {
 	started := time.Now()
 	backend, err := a.backend()
 	if err != nil {
 		return r, err
 	}
-	t, err := learn.NewTrainer(backend, &net.Params, learn.Classifier(net), learn.Options{Optimizer: optimizer, LR: c.LR, Schedule: schedule, ClipNorm: c.Clip, Seed: c.Seed})
+	t, err := learn.NewTrainer(backend, &net.Params, learn.Classifier(net), o)
 	if err != nil {
 		return r, err
 	}
@@ -339,7 +467,7 @@ func (a *app) fit(ctx context.Context, c trainConfig, net *nn.Network, train lab
 	flat := net.Inputs[0].Shape.Rank() == 2
 	perEpoch := train.N / c.Batch
 	epoch, order := -1, []int(nil)
-	info, err := t.Fit(ctx, learn.FitOptions{
+	fit := learn.FitOptions{
 		Steps: c.Steps, Checkpoint: checkpoint,
 		Batch: func(step int) ([]*tensors.Tensor, error) {
 			if e := step / perEpoch; e != epoch {
@@ -352,7 +480,35 @@ func (a *app) fit(ctx context.Context, c trainConfig, net *nn.Network, train lab
 			bar.Label(fmt.Sprintf("training %s, loss %.3f", c.Arch, info.Loss))
 			bar.Set(done, total)
 		},
-	})
+	}
+	if batches != nil {
+		r.Adaptive = &adaptiveResult{FirstBatch: batches.Size()}
+		bySamples := c.Steps == 0
+		budget, last := c.budget(train.N), 0
+		fit.Batch, fit.Extra = nil, batches
+		fit.Step = func(t *learn.Trainer) (learn.Info, error) {
+			lr := t.LR()
+			if bySamples {
+				lr = o.LR * o.Schedule(batches.Samples())
+			}
+			before := batches.Samples()
+			info, err := batches.Step(t, lr, func(idx []int) ([]*tensors.Tensor, error) { return train.batch(idx, flat) })
+			last = batches.Samples() - before
+			r.Adaptive.FinalBatch = last
+			return info, err
+		}
+		fit.Progress = func(done, total int, info learn.Info) {
+			bar.Label(fmt.Sprintf("training %s, batch %d, loss %.3f", c.Arch, last, info.Loss))
+			if bySamples {
+				done, total = min(batches.Samples(), budget), budget
+			}
+			bar.Set(done, total)
+		}
+		if bySamples {
+			fit.Steps, fit.Done = math.MaxInt, func() bool { return batches.Samples() >= budget }
+		}
+	}
+	info, err := t.Fit(ctx, fit)
 	bar.Close()
 	if err != nil {
 		return r, err
@@ -375,25 +531,41 @@ func (a *app) fit(ctx context.Context, c trainConfig, net *nn.Network, train lab
 	if err != nil {
 		return r, err
 	}
-	return trainResult{Output: out, Config: c, Parameters: net.Params.Count(), Bytes: st.Size(), Loss: info.Loss, Accuracy: q.Accuracy, Examples: q.Examples, Seconds: time.Since(started).Seconds()}, nil
+	if b := r.Adaptive; b != nil {
+		b.Steps, b.Samples = t.Steps(), batches.Samples()
+		b.MeanBatch = float64(b.Samples) / float64(max(1, b.Steps))
+		b.Tests, b.Passed, b.Stationary = batches.Tests()
+		if b.FinalBatch == 0 { // nothing was left to do after a resumed checkpoint
+			b.FinalBatch = batches.Size()
+		}
+	}
+	return trainResult{Output: out, Config: c, Parameters: net.Params.Count(), Bytes: st.Size(), Loss: info.Loss, Accuracy: q.Accuracy, Examples: q.Examples, Seconds: time.Since(started).Seconds(), Adaptive: r.Adaptive}, nil
 }
 
 // build makes the untrained network.
 func (c *trainConfig) build() (*nn.Network, error) {
-	var norm nn.Norm
-	for _, x := range norms {
-		if x.name == c.Norm {
-			norm = x.norm
+	var slot nn.Norm // nil: none
+	if c.Norm != "none" {
+		var err error
+		if slot, err = norm.New(c.Norm, norm.Config{}); err != nil {
+			return nil, err
+		}
+	}
+	var scheme zoo.Scheme // nil: the architecture's own
+	if c.Scheme != "" {
+		var err error
+		if scheme, err = norm.NewScheme(c.Scheme); err != nil {
+			return nil, usageErrorf("--scheme: %v", err)
 		}
 	}
 	for _, x := range architectures {
 		if x.name == c.Arch {
-			net, err := x.new(c.Shape[0], c.Shape[1], c.Shape[2], len(c.Classes), norm, c.Seed)
+			net, err := x.new(c.Shape[0], c.Shape[1], c.Shape[2], len(c.Classes), slot, scheme, c.Seed)
 			if err != nil {
 				return nil, err
 			}
 			for _, node := range slices.Clone(net.Nodes) {
-				if _, empty := node.Op.(noNorm); empty {
+				if _, empty := node.Op.(norm.None); empty {
 					if err := net.Bypass(node.Name); err != nil {
 						return nil, err
 					}

@@ -16,8 +16,19 @@ import (
 type Config struct {
 	Eps    float64 // inside the root; 0: the layer's default (1e-5, RMS 1e-6)
 	Groups int     // of GroupNorm; 0: 8
-	NoGain bool    // without a learned gain
-	NoBias bool    // without a learned bias
+	NoGain bool    // without a learned gain, where the norm can do without
+	NoBias bool    // without a learned bias, where the norm can do without
+	// Steps is the length of the training. Norms that change along it take a tenth of it as warm-up, or half of it for a
+	// blend; 0: each norm's own default, meant for tens of thousands of steps.
+	Steps int
+}
+
+// warmup is a tenth of the steps, and def when their number is not known.
+func (c Config) warmup(def int) int {
+	if c.Steps > 0 {
+		return max(1, c.Steps/10)
+	}
+	return def
 }
 
 // kind is one row of the table of layers.
@@ -40,6 +51,28 @@ var kinds = []kind{
 	}},
 	{"group", "group norm: statistics of groups of channels of each case", func(c Config) nn.Norm {
 		return nn.GroupNorm{Groups: cmp.Or(c.Groups, 8), Eps: c.Eps, NoAffine: c.NoGain && c.NoBias}
+	}},
+	{"power", "PowerNorm: running quadratic mean, a backward pass of its own, groups scaled in front", func(c Config) nn.Norm {
+		return PowerNorm{Eps: c.Eps, Groups: c.Groups, Warmup: c.warmup(0)}
+	}},
+	{"power-plain", "PowerNorm without scaled groups: folds into the next layer", func(c Config) nn.Norm {
+		return PowerNorm{Eps: c.Eps, NoGroupScaling: true, Warmup: c.warmup(0)}
+	}},
+	{"unified", "Unified Normalization: quadratic mean smoothed over the last batches, outlier batches left out; folds", func(c Config) nn.Norm {
+		d := Unified{Eps: c.Eps, FreezeOnSkip: true}
+		if c.Steps > 0 {
+			d.Warmup = max(c.warmup(0), 4) // fills the window
+			d.CompensationStart = d.Warmup
+		}
+		return d
+	}},
+	{"repbn", "RepBN: batch norm beside a learned identity shortcut; folds", func(c Config) nn.Norm { return RepBN{Eps: c.Eps} }},
+	{"prepbn", "PRepBN: layer norm that fades into RepBN along the first half of the training; folds", func(c Config) nn.Norm {
+		d := PRepBN{RepBN: RepBN{Eps: c.Eps}}
+		if c.Steps > 0 {
+			d.Steps = max(1, c.Steps/2)
+		}
+		return d
 	}},
 }
 
@@ -73,3 +106,6 @@ func New(name string, c Config) (nn.Norm, error) {
 }
 
 var errNegativeEps = errors.New("eps is negative")
+
+// StoredTypes are the norms of this package that a network file may name, for safetensors.ReadNetwork.
+func StoredTypes() []any { return []any{PowerNorm{}, Unified{}, RepBN{}, PRepBN{}} }

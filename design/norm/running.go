@@ -9,7 +9,6 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 
 	"github.com/lathe-ml/lathe/nn"
-	"github.com/lathe-ml/lathe/nn/fold"
 )
 
 // What norms with running statistics have in common: means over tokens with a mask, a factor with a gradient of its own,
@@ -39,15 +38,6 @@ func channelMean(v, mask *graph.Node) (mean, some *graph.Node) {
 		return mean, nil
 	}
 	return mean, graph.GreaterThan(count, graph.ZerosLike(count))
-}
-
-// leading are all axes but the last.
-func leading(v *graph.Node) []int {
-	axes := make([]int, v.Rank()-1)
-	for i := range axes {
-		axes[i] = i
-	}
-	return axes
 }
 
 // perChannel broadcasts [C] over x's other axes.
@@ -116,28 +106,3 @@ func affine(c *nn.Ctx, z *graph.Node) *graph.Node {
 
 // decayOK says whether d can weigh an old value.
 func decayOK(d float64) bool { return d >= 0 && d < 1 && !math.IsNaN(d) }
-
-// foldAway merges a factor and an addend per channel, which is all that norm x does, into the dense layers that read it
-// and removes it. It changes nothing when any reader cannot take them.
-func foldAway(n *nn.Network, x *nn.Node, scale, shift []float32) error {
-	readers, isOutput := n.Readers(x.Out[0])
-	if isOutput || len(readers) == 0 {
-		return fmt.Errorf("norm: fold: %s %q must be read by dense layers and be no output of the network", x.Op.Kind(), x.Name)
-	}
-	for _, r := range readers {
-		d, ok := r.Op.(nn.Dense)
-		switch {
-		case !ok || !nn.IsPlain(d):
-			return fmt.Errorf("norm: fold: %s %q is read by %q (%s), which is no dense layer with a plain weight", x.Op.Kind(), x.Name, r.Name, r.Op.Kind())
-		case n.SharedParam(r, "w"):
-			return fmt.Errorf("norm: fold: %s %q is read by %q, which shares its weight; untie it first", x.Op.Kind(), x.Name, r.Name)
-		case n.Param(r, "w").Value.Shape().Size() != d.Out*len(scale):
-			return fmt.Errorf("norm: fold: %s %q has %d channels, weight of %q is %s", x.Op.Kind(), x.Name, len(scale), r.Name, n.Param(r, "w").Value.Shape())
-		}
-	}
-	if err := fold.IntoReaders(n, readers, scale, shift); err != nil {
-		return fmt.Errorf("norm: %w", err)
-	}
-	x.In = x.In[:1] // a mask matters while training only
-	return n.Bypass(x.Name)
-}

@@ -36,9 +36,11 @@ func assemble(s *Set) {
 		s.Binary[Gt] = gtAVX2
 		s.Binary[Ge] = geAVX2
 		s.Select, s.MulAdd = selectAVX2, mulAddAVX2
+		s.Adam = assembledAdam(adamAVX2)
 		s.SumRows, s.MaxRows, s.FillRows = sumRowsAVX2, maxRowsAVX2, fillRowsAVX2
 		s.SumCols, s.dotLanes = sumColsAVX2, dotLanesAVX2
-		s.tile = tiles{mr: 6, nr: 16, masked: false, packed: tileTable{
+		s.packEight, s.copyPanels = packEightAVX2, copyPanelsAVX2
+		s.tile = tiles{mr: 6, nr: 16, ar: 8, masked: false, packed: tileTable{
 			{nil, tilePacked1x8AVX2, tilePacked2x8AVX2, tilePacked3x8AVX2, tilePacked4x8AVX2, tilePacked5x8AVX2, tilePacked6x8AVX2},
 			{nil, tilePacked1x16AVX2, tilePacked2x16AVX2, tilePacked3x16AVX2, tilePacked4x16AVX2, tilePacked5x16AVX2, tilePacked6x16AVX2},
 		}, table: tileTable{
@@ -76,14 +78,28 @@ func assemble(s *Set) {
 		s.Binary[Gt] = gtAVX512
 		s.Binary[Ge] = geAVX512
 		s.Select, s.MulAdd = selectAVX512, mulAddAVX512
+		s.Adam = assembledAdam(adamAVX512)
 		s.SumRows, s.MaxRows, s.FillRows = sumRowsAVX512, maxRowsAVX512, fillRowsAVX512
 		s.SumCols, s.dotLanes = sumColsAVX512, dotLanesAVX512
-		s.tile = tiles{mr: 8, nr: 32, masked: true, packed: tileTable{
+		s.packEight, s.copyPanels = packEightAVX2, copyPanelsAVX2
+		s.tile = tiles{mr: 8, nr: 32, ar: 8, masked: true, packed: tileTable{
 			{nil, tilePacked1x16AVX512, tilePacked2x16AVX512, tilePacked3x16AVX512, tilePacked4x16AVX512, tilePacked5x16AVX512, tilePacked6x16AVX512, tilePacked7x16AVX512, tilePacked8x16AVX512},
 			{nil, tilePacked1x32AVX512, tilePacked2x32AVX512, tilePacked3x32AVX512, tilePacked4x32AVX512, tilePacked5x32AVX512, tilePacked6x32AVX512, tilePacked7x32AVX512, tilePacked8x32AVX512},
 		}, table: tileTable{
 			{nil, tileTable1x16AVX512, tileTable2x16AVX512, tileTable3x16AVX512, tileTable4x16AVX512, tileTable5x16AVX512, tileTable6x16AVX512, tileTable7x16AVX512, tileTable8x16AVX512},
 			{nil, tileTable1x32AVX512, tileTable2x32AVX512, tileTable3x32AVX512, tileTable4x32AVX512, tileTable5x32AVX512, tileTable6x32AVX512, tileTable7x32AVX512, tileTable8x32AVX512},
 		}}
+	}
+}
+
+// assembledAdam makes an Adam of an assembly kernel.
+func assembledAdam(f func(w2, m2, v2, w, m, v, g, c *float32, n int, decay bool)) func(w2, m2, v2, w, m, v, g []float32, c *Adam) {
+	return func(w2, m2, v2, w, m, v, g []float32, c *Adam) {
+		n := len(w2)
+		if n == 0 {
+			return
+		}
+		_, _, _, _, _, _ = m2[n-1], v2[n-1], w[n-1], m[n-1], v[n-1], g[n-1]
+		f(&w2[0], &m2[0], &v2[0], &w[0], &m[0], &v[0], &g[0], &c.Beta1, n, c.Decayed)
 	}
 }

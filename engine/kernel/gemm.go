@@ -1,13 +1,15 @@
 package kernel
 
-import "unsafe"
+import "sync/atomic"
 
-// kBlock is the length into which contractions are cut, so that a panel of B stays in the first cache. It fixes the
-// order of summation, so it is the same at every level and for any number of workers.
+// kBlock is the most of a contraction that is done at once, so that a panel of B stays in the first cache. The blocks
+// fix the order of summation, so they depend on the contraction's length alone, not on the level or the workers.
 const kBlock = 256
 
-// mBlock is about the number of rows that one piece of work computes.
-const mBlock = 96
+const (
+	mBlock = 96  // about the number of rows that one piece of work computes
+	mOuter = 768 // the most rows of A that are packed for one block of k together
+)
 
 // Operand says where the elements of a matrix lie in a slice: element (b, i, k) at Batch[b] + Rows[i] + K[k]. Tables of
 // offsets express transposes, batch axes, slices and the windows of a convolution alike. K[0] is 0.
@@ -16,31 +18,55 @@ type Operand struct{ Batch, Rows, K []int32 }
 // Gemm is a planned product C[b,m,n] = sum over k of A[b,m,k] * B[b,n,k], for given shapes and places. Both operands
 // are addressed by rows and k; C has rows of N contiguous elements. A Gemm holds the state of its run, so it must not
 // run twice at once.
+//
+// C is cut into tiles of a few rows and one panel, which is as many columns. A large product runs as a sequence of
+// steps, each of which packs what it needs of the operands and then computes tiles. If there are few rows, a step is
+// one block of k, so that all that it touches stays in the second cache; else there is a single step, which packs B,
+// and tiles go through all blocks of k and pack their own rows of A.
 type Gemm struct {
 	m, n, k, batches int
 	a, b             Operand
 	cBatch, cRows    []int32
 	set              *Set
 
-	// A's rows or k at a constant stride; 0 where they are not.
-	aRow, aK int
-	packA    bool
-	packB    bool
-	bK       int // stride of B's k if constant, else 0
-	panels   int
-	blocks   [][]run // A's runs of each block of k
-	small    bool    // whole batches are pieces of work
-	perPiece int     // batches (small) or rows of a piece
+	kLen    int     // of a block of k; the last may be shorter
+	aK      int     // stride of A's k within runs
+	aRuns   [][]run // A's runs of each block of k
+	bRuns   [][]run // B's, of stride 1, if these are long; else nil
+	packA   bool
+	packB   bool
+	aEights []int32 // rows of A and B, and the last one eight times again; where they are packed by eights
+	bEights []int32
+	byRows  bool // B is packed a few k at a time, all panels
+	columns bool // A is packed a few k at a time, all tiles
+
+	height, tiles int // rows of a tile (the last may have fewer), tiles of all rows
+	panels        int
+
+	small    bool // whole batches are pieces of work
+	perPiece int  // batches (small) or tiles of a piece
 	pieces   int
-	nSplit   int // panels of a piece
-	nPieces  int
-	byRows   bool // B is packed a few k at a time, all panels
+	outer    bool // a step is one block of k
+	given    bool // B is packed by Pack
+	nSplit   int  // panels of a piece
+	nPieces  int  // pieces along n
 
 	// the run
 	ws         *Workspace
 	av, bv, cv []float32
 	packed     []float32
 	bi, add    int
+	steps      int
+	buffers    int // of packed operands, used in turn by the steps
+	aPacks     int // pieces of packing A, of a step
+	bPacks     int // and B
+	progress   []progress
+	failed     atomic.Bool
+}
+
+// progress counts the pieces of a step that are done.
+type progress struct {
+	packed, tiled atomic.Int32
 }
 
 // NewGemm plans a product of A with B, whose rows are C's columns. C's row i of batch b begins at cBatch[b] + cRows[i].
@@ -50,51 +76,51 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	t := &set.tile
 	aRow, rowsRegular := stride(a.Rows)
 	aK, kRegular := stride(a.K)
-	if rowsRegular {
-		g.aRow = aRow
-	}
 	g.aK = 1
 	if kRegular {
 		g.aK = aK
 	}
-	for k0 := 0; k0 < k; k0 += kBlock {
-		g.blocks = append(g.blocks, runsOf(a.K[k0:min(k, k0+kBlock)], g.aK))
+	blocks := max(1, (k+kBlock-1)/kBlock)
+	g.kLen = max(8, ((k+blocks-1)/blocks+7)&^7)
+	bRuns := 0
+	for k0 := 0; k0 < k; k0 += g.kLen {
+		k1 := min(k, k0+g.kLen)
+		g.aRuns = append(g.aRuns, runsOf(a.K[k0:k1], g.aK))
+		g.bRuns = append(g.bRuns, runsOf(b.K[k0:k1], 1))
+		bRuns += len(g.bRuns[len(g.bRuns)-1])
 	}
-	shortRuns := !kRegular && len(g.blocks) > 0 && min(k, kBlock)/len(g.blocks[0]) < 3
+	if k < 6*bRuns {
+		g.bRuns = nil
+	}
 	g.panels = (n + t.nr - 1) / t.nr
+	g.tiles = (m + t.mr - 1) / t.mr
+	g.height = max(1, (m+g.tiles-1)/max(1, g.tiles))
+	g.tiles = (m + g.height - 1) / g.height
+
+	shortRuns := !kRegular && len(g.aRuns) > 0 && min(k, g.kLen)/len(g.aRuns[0]) < 3
 	// Rows of A are read in place unless that would be slow: every element of k on another cache line, or rows so far
 	// apart that they fall onto the same lines of the cache.
 	reuse := n > 2*t.nr && m > 24
 	far := rowsRegular && k > kBlock && aRow >= 512 && aRow%256 == 0
 	g.packA = shortRuns || reuse && (g.aK != 1 || far)
+	g.columns = m > 1 && sideBySide(a.Rows) == m
 	bk, bKRegular := stride(b.K)
-	if bKRegular {
-		g.bK = bk
-	}
 	g.packB = m > 64 || m > t.mr && bKRegular && bk >= 512 || !g.halvesContiguous()
+	g.byRows = g.panels > 1 && sideBySide(b.Rows) == n
+
+	if g.packA {
+		g.aEights = eightMore(a.Rows)
+	}
+	g.bEights = eightMore(b.Rows)
 
 	g.small = g.batches > 1 && (m*n*k <= 1<<20 || g.batches >= 64)
 	if g.small {
 		g.perPiece = max(1, (1<<17)/max(1, m*n*k))
 		g.pieces, g.nPieces, g.nSplit = (g.batches+g.perPiece-1)/g.perPiece, 1, g.panels
-		return g
 	}
-	mb := (m + mBlock - 1) / mBlock
-	g.perPiece = ((m+mb-1)/max(1, mb) + t.mr - 1) / t.mr * t.mr
-	g.byRows = g.panels > 1 && sideBySide(b.Rows) == n
+	g.outer = !g.small && m <= mOuter && len(g.aRuns) > 0
+	g.progress = make([]progress, max(1, len(g.aRuns)))
 	return g
-}
-
-// divide cuts a product into pieces for a number of workers: by rows, and by panels if those are too few.
-func (g *Gemm) divide(threads int) {
-	rows := (g.m + g.perPiece - 1) / g.perPiece
-	g.nPieces = 1
-	if threads > 1 && rows < 4*threads {
-		g.nPieces = min(g.panels, (4*threads+rows-1)/rows)
-	}
-	g.nSplit = (g.panels + g.nPieces - 1) / g.nPieces
-	g.nPieces = (g.panels + g.nSplit - 1) / g.nSplit
-	g.pieces = rows * g.nPieces
 }
 
 // halvesContiguous says whether B can be read without packing: the columns of each half of a panel lie side by side.
@@ -138,59 +164,32 @@ func runsOf(t []int32, s int) (runs []run) {
 	return runs
 }
 
-// Flops returns the number of multiplications and additions.
-func (g *Gemm) Flops() float64 {
-	return 2 * float64(g.batches) * float64(g.m) * float64(g.n) * float64(g.k)
-}
-
-// Workspace is the memory that products use while they run: Grow it for every Gemm that will use it, then run them one
-// after the other.
-type Workspace struct {
-	shared []float32
-	worker []workerSpace
-}
-
-type workerSpace struct {
-	a, b []float32
-	args tileArgs
-	one  [1]run
-	_    [64]byte
-}
-
-// NewWorkspace returns an empty workspace for a pool of that many workers.
-func NewWorkspace(threads int) *Workspace { return &Workspace{worker: make([]workerSpace, threads)} }
-
-// Bytes returns the memory held.
-func (w *Workspace) Bytes() (n int) {
-	n = 4 * len(w.shared)
-	for i := range w.worker {
-		n += 4 * (len(w.worker[i].a) + len(w.worker[i].b))
+// sideBySide returns the largest n such that the entries lie side by side in stretches of n.
+func sideBySide(t []int32) int {
+	n := 1
+	for n < len(t) && t[n] == t[n-1]+1 {
+		n++
+	}
+	for i := n; i < len(t); i++ {
+		if i%n != 0 && t[i] != t[i-1]+1 {
+			return 1
+		}
 	}
 	return n
 }
 
-// Grow makes room for a product.
-func (w *Workspace) Grow(g *Gemm) {
-	kk, t := min(g.k, kBlock), &g.set.tile
-	if g.packB && !g.small {
-		w.shared = atLeast(w.shared, g.panels*t.nr*g.k)
+// multiples returns 0, s, 2s, ..., n of them.
+func multiples(n, s int) []int32 {
+	t := make([]int32, n)
+	for i := range t {
+		t[i] = int32(i * s)
 	}
-	for i := range w.worker {
-		s := &w.worker[i]
-		if g.packB && g.small {
-			s.b = atLeast(s.b, g.panels*t.nr*kk)
-		}
-		if g.packA {
-			s.a = atLeast(s.a, (mBlock+4*maxTileRows)*kk)
-		}
-	}
+	return t
 }
 
-func atLeast(s []float32, n int) []float32 {
-	if len(s) < n {
-		return make([]float32, n)
-	}
-	return s
+// Flops returns the number of multiplications and additions.
+func (g *Gemm) Flops() float64 {
+	return 2 * float64(g.batches) * float64(g.m) * float64(g.n) * float64(g.k)
 }
 
 // Run computes c from a and b, which begin where the tables' offset 0 points, or adds to c.
@@ -209,29 +208,22 @@ func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32, add bool) {
 		}
 		return
 	}
-	g.ws, g.av, g.bv, g.cv, g.add = ws, a, b, c, 0
-	if add {
-		g.add = 1
-	}
+	g.begin(ws, a, b, c, add)
 	if g.small {
 		g.spread(pool, g.pieces, (*gemmBatches)(g))
 	} else {
 		for g.bi = range g.batches {
-			if g.packB {
-				g.packed = ws.shared
-				g.pack(pool)
-			}
-			g.tiles(pool)
+			g.run(pool)
 		}
 	}
-	g.av, g.bv, g.cv, g.packed = nil, nil, nil, nil
+	g.end()
 }
 
 // Packable says whether B can be packed once for many products: one batch, and not too small.
 func (g *Gemm) Packable() bool { return g.batches == 1 && g.k > 0 && g.m > 0 && g.n >= g.set.tile.nr }
 
 // UsePacked makes the product take B as Pack lays it out.
-func (g *Gemm) UsePacked() { g.packB, g.small = true, false }
+func (g *Gemm) UsePacked() { g.packB, g.small, g.given = true, false, true }
 
 // PackedSize returns the number of elements that Pack writes.
 func (g *Gemm) PackedSize() int { return g.panels * g.set.tile.nr * g.k }
@@ -239,31 +231,67 @@ func (g *Gemm) PackedSize() int { return g.panels * g.set.tile.nr * g.k }
 // Pack lays b out for RunPacked, of this or another product with the same operand B.
 func (g *Gemm) Pack(pool *Pool, b, packed []float32) {
 	g.bi, g.bv, g.packed = 0, b, packed
-	g.pack(pool)
+	g.spread(pool, len(g.aRuns)*g.packsOfB(), (*gemmPack)(g))
 	g.bv, g.packed = nil, nil
 }
 
 // RunPacked is Run with B packed.
 func (g *Gemm) RunPacked(pool *Pool, ws *Workspace, a, packed, c []float32, add bool) {
-	g.ws, g.av, g.cv, g.packed, g.bi, g.add = ws, a, c, packed, 0, 0
+	g.begin(ws, a, nil, c, add)
+	g.packed = packed
+	g.run(pool)
+	g.end()
+}
+
+func (g *Gemm) begin(ws *Workspace, a, b, c []float32, add bool) {
+	g.ws, g.av, g.bv, g.cv, g.add, g.bi = ws, a, b, c, 0, 0
 	if add {
 		g.add = 1
 	}
-	g.tiles(pool)
-	g.av, g.cv, g.packed = nil, nil, nil
 }
 
-func (g *Gemm) pack(pool *Pool) {
-	if g.byRows {
-		g.spread(pool, (g.k+packRows-1)/packRows, (*gemmPackRows)(g))
-	} else {
-		g.spread(pool, len(g.blocks)*g.panels, (*gemmPack)(g))
+func (g *Gemm) end() { g.ws, g.av, g.bv, g.cv, g.packed = nil, nil, nil, nil, nil }
+
+// run computes one batch in steps.
+func (g *Gemm) run(pool *Pool) {
+	g.steps, g.aPacks, g.bPacks, g.buffers = 1, 0, 0, 1
+	if g.outer {
+		g.steps = len(g.aRuns)
+		if g.packA {
+			g.aPacks = g.packsOfA()
+		}
+		if pool.Threads() > 1 {
+			g.buffers = 2
+		}
 	}
+	if g.packB && !g.given {
+		g.packed = g.ws.b
+		g.bPacks = g.packsOfB()
+		if !g.outer {
+			g.bPacks *= len(g.aRuns)
+		}
+	}
+	g.divide(pool.Threads())
+	for i := range g.steps {
+		g.progress[i].packed.Store(0)
+		g.progress[i].tiled.Store(0)
+	}
+	g.failed.Store(false)
+	g.spread(pool, g.steps*(g.aPacks+g.bPacks+g.pieces), (*gemmStep)(g))
 }
 
-func (g *Gemm) tiles(pool *Pool) {
-	g.divide(pool.Threads())
-	g.spread(pool, g.pieces, (*gemmTiles)(g))
+// divide cuts the tiles of a step into pieces for a number of workers: by rows, and by panels if those are too few.
+func (g *Gemm) divide(threads int) {
+	rows := max(1, (g.tiles*g.height+mBlock/2)/mBlock)
+	g.perPiece = (g.tiles + rows - 1) / rows
+	rows = (g.tiles + g.perPiece - 1) / g.perPiece
+	g.nPieces = 1
+	if threads > 1 && rows < 4*threads {
+		g.nPieces = min(g.panels, (4*threads+rows-1)/rows)
+	}
+	g.nSplit = (g.panels + g.nPieces - 1) / g.nPieces
+	g.nPieces = (g.panels + g.nSplit - 1) / g.nSplit
+	g.pieces = rows * g.nPieces
 }
 
 // spread runs a job, on several workers if the product is large enough to be worth waking them.
@@ -277,241 +305,171 @@ func (g *Gemm) spread(pool *Pool, n int, job Job) {
 	pool.Run(n, job)
 }
 
+// gemmStep is the work of all steps, in order: the packing of a step, then its tiles. Workers take pieces in order, so
+// whoever waits, waits for pieces that others have begun.
+type gemmStep Gemm
+
+func (j *gemmStep) Do(worker, i int) {
+	g := (*Gemm)(j)
+	packs := g.aPacks + g.bPacks
+	step := i / (packs + g.pieces)
+	i %= packs + g.pieces
+	done := false
+	defer func() {
+		if !done {
+			g.failed.Store(true) // or the others would wait for ever
+		}
+	}()
+	now := &g.progress[step]
+	if i < packs {
+		// the buffers may still be read by tiles
+		if step < g.buffers || g.await(&g.progress[step-g.buffers].tiled, g.pieces) {
+			if i < g.bPacks {
+				kb, at := step, 0
+				if g.outer {
+					at = step % g.buffers * g.bBuffer()
+				} else {
+					kb, i = i/g.packsOfB(), i%g.packsOfB()
+					at = g.blockAt(kb)
+				}
+				g.packBPiece(g.packed[at:], kb, i)
+			} else {
+				g.packAPiece(g.ws.a[step%g.buffers*g.aBuffer():], step, i-g.bPacks)
+			}
+			now.packed.Add(1)
+		}
+	} else if (step == 0 || g.await(&g.progress[step-1].tiled, g.pieces)) && g.await(&now.packed, packs) {
+		g.piece(worker, step, i-packs)
+		now.tiled.Add(1)
+	}
+	done = true
+}
+
+// await waits until a counter of pieces reaches n. It is false if a piece failed.
+func (g *Gemm) await(c *atomic.Int32, n int) bool {
+	for spin := 0; int(c.Load()) < n; spin++ {
+		if g.failed.Load() {
+			return false
+		}
+		pause(spin)
+	}
+	return true
+}
+
+// piece computes some tiles and panels of C.
+func (g *Gemm) piece(worker, step, i int) {
+	w := &g.ws.worker[worker]
+	w.fetch = g.ahead(step, i)
+	t0, p0 := i/g.nPieces*g.perPiece, i%g.nPieces*g.nSplit
+	t1, p1 := min(g.tiles, t0+g.perPiece), min(g.panels, p0+g.nSplit)
+	if g.outer {
+		var a, b []float32
+		if g.packA {
+			a = g.ws.a[step%g.buffers*g.aBuffer()+t0*g.tileLen():]
+		}
+		switch {
+		case g.given:
+			b = g.packed[g.blockAt(step):]
+		case g.packB:
+			b = g.packed[step%g.buffers*g.bBuffer():]
+		}
+		g.block(w, a, b, g.bi, step, t0, t1, p0, p1)
+		return
+	}
+	for kb := range g.aRuns {
+		var a, b []float32
+		if g.packA {
+			a = w.a
+			g.packTiles(a, g.bi, kb, t0, t1)
+		}
+		if g.packB {
+			b = g.packed[g.blockAt(kb):]
+		}
+		g.block(w, a, b, g.bi, kb, t0, t1, p0, p1)
+	}
+}
+
 // gemmBatches does whole batches, one after the other.
 type gemmBatches Gemm
 
 func (j *gemmBatches) Do(worker, i int) {
 	g := (*Gemm)(j)
 	w := &g.ws.worker[worker]
+	w.fetch = fetch{}
 	for bi := i * g.perPiece; bi < min(g.batches, (i+1)*g.perPiece); bi++ {
-		for kb := range g.blocks {
+		for kb := range g.aRuns {
 			if g.packB {
-				for p := range g.panels {
-					g.packPanel(w.b[g.panelAt(p, kb):], bi, p, kb)
+				for i := range g.packsOfB() {
+					g.packBOf(w.b, bi, kb, i)
 				}
 			}
-			g.block(w, w.b, bi, kb, 0, g.m, 0, g.panels)
-		}
-	}
-}
-
-// gemmPack packs one panel of one block of k.
-type gemmPack Gemm
-
-func (j *gemmPack) Do(_, i int) {
-	g := (*Gemm)(j)
-	kb, p := i/g.panels, i%g.panels
-	g.packPanel(g.packed[g.blockAt(kb)+g.panelAt(p, kb):], g.bi, p, kb)
-}
-
-// packRows is how many k gemmPackRows packs; it divides kBlock.
-const packRows = 32
-
-// gemmPackRows packs some k of all panels, reading whole rows of B, which have their columns side by side.
-type gemmPackRows Gemm
-
-func (j *gemmPackRows) Do(_, i int) {
-	g := (*Gemm)(j)
-	b := g.bv[int(g.b.Batch[g.bi])+int(g.b.Rows[0]):]
-	nr := g.set.tile.nr
-	for k := i * packRows; k < min(g.k, (i+1)*packRows); k++ {
-		kb := k / kBlock
-		row, to := b[g.b.K[k]:][:g.n], g.packed[g.blockAt(kb):]
-		panel, at := nr*g.blockLen(kb), (k-kb*kBlock)*nr
-		for len(row) >= nr {
-			copy(to[at:at+nr], row)
-			row, at = row[nr:], at+panel
-		}
-		if n := len(row); n > 0 {
-			w := nr
-			if g.halfWide(n) { // the last panel is narrower
-				w = nr / 2
-				at -= (k - kb*kBlock) * (nr - w)
+			most := max(1, mBlock/g.height)
+			for t0 := 0; t0 < g.tiles; t0 += most {
+				t1 := min(g.tiles, t0+most)
+				if g.packA {
+					g.packTiles(w.a, bi, kb, t0, t1)
+				}
+				g.block(w, w.a, w.b, bi, kb, t0, t1, 0, g.panels)
 			}
-			copy(to[at:at+n], row)
-			clear(to[at+n : at+w])
 		}
 	}
 }
 
-// gemmTiles computes some rows and panels of C.
-type gemmTiles Gemm
-
-func (j *gemmTiles) Do(worker, i int) {
-	g := (*Gemm)(j)
-	m0, p0 := i/g.nPieces*g.perPiece, i%g.nPieces*g.nSplit
-	for kb := range g.blocks {
-		var packed []float32
-		if g.packB {
-			packed = g.packed[g.blockAt(kb):]
-		}
-		g.block(&g.ws.worker[worker], packed, g.bi, kb, m0, min(g.m, m0+g.perPiece), p0, min(g.panels, p0+g.nSplit))
-	}
-}
-
-func (g *Gemm) blockLen(kb int) int    { return min(kBlock, g.k-kb*kBlock) }
-func (g *Gemm) blockAt(kb int) int     { return kb * kBlock * g.panels * g.set.tile.nr }
+func (g *Gemm) blockLen(kb int) int    { return min(g.kLen, g.k-kb*g.kLen) }
+func (g *Gemm) blockAt(kb int) int     { return kb * g.kLen * g.panels * g.set.tile.nr }
 func (g *Gemm) panelAt(p, kb int) int  { return p * g.set.tile.nr * g.blockLen(kb) }
 func (g *Gemm) panelCols(p int) int    { return min(g.set.tile.nr, g.n-p*g.set.tile.nr) }
 func (g *Gemm) halfWide(cols int) bool { return cols*2 <= g.set.tile.nr }
 
-// block adds one block of k to rows m0 to m1 and panels p0 to p1 of C, a few rows at a time, so that their part of A
-// stays in cache.
-func (g *Gemm) block(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 int) {
-	most := mBlock + 2*maxTileRows
-	parts := (m1 - m0 + most - 1) / most
-	for i := range parts {
-		g.rows(w, packedB, bi, kb, m0+(m1-m0)*i/parts, m0+(m1-m0)*(i+1)/parts, p0, p1)
-	}
-}
-
-func (g *Gemm) rows(w *workerSpace, packedB []float32, bi, kb, m0, m1, p0, p1 int) {
-	t, kk := &g.set.tile, g.blockLen(kb)
-	a, c := g.av[g.a.Batch[bi]:], g.cv[g.cBatch[bi]:]
-	var b []float32
-	if !g.packB {
-		b = g.bv[g.b.Batch[bi]:]
-	}
-	n := (m1 - m0 + t.mr - 1) / t.mr // tiles, of nearly equal heights
-	first := func(i int) int { return m0 + (m1-m0)*i/n }
-	runs, args := g.blocks[kb], &w.args
-	args.aks, args.acc = g.aK, min(kb+g.add, 1)
+// block adds one block of k to tiles t0 to t1 and panels p0 to p1 of C. a is the packed tiles from t0 on, if A is
+// packed, b all packed panels of the block, if B is.
+func (g *Gemm) block(w *workerSpace, a, b []float32, bi, kb, t0, t1, p0, p1 int) {
+	t, args := &g.set.tile, &w.args
+	c := g.cv[g.cBatch[bi]:]
+	runs := g.aRuns[kb]
 	kernels := &t.packed
+	args.aks, args.acc = g.aK, min(kb+g.add, 1)
+	if g.packA {
+		w.one[0] = run{0, g.blockLen(kb)}
+		runs, args.aks, args.rows = w.one[:], t.ar, &firstRows[0]
+	} else {
+		args.a = &g.av[g.a.Batch[bi]]
+	}
 	if !g.packB {
 		kernels = &t.table
+		args.table = &g.b.K[kb*g.kLen]
 	}
-	if g.packA {
-		w.one[0] = run{0, kk}
-		runs, args.aks = w.one[:], t.mr
-		if g.aRow == 1 && (m1-m0)%t.mr == 0 {
-			g.packColumns(w.a, a, m0, m1, kb)
-		} else {
-			for i := range n {
-				g.packA1(w.a[i*t.mr*kk:], a, first(i), first(i+1), kb)
-			}
-		}
-	}
+	f := &w.fetch
+	f.spread((t1 - t0) * (p1 - p0) * g.blockLen(kb))
+	args.ahead, args.pace = f.next(0)
 	for p := p0; p < p1; p++ {
-		args.cols = g.panelCols(p)
 		j0, wide := p*t.nr, 1
+		args.cols = g.panelCols(p)
 		if g.halfWide(args.cols) {
 			wide = 0
 		}
 		if g.packB {
-			args.b, args.bks = &packedB[g.panelAt(p, kb)], t.nr*4>>(1-wide)
+			args.b, args.bks = &b[g.panelAt(p, kb)], t.nr*4>>(1-wide)
 		} else {
-			args.b, args.table, args.next = &b[g.b.Rows[j0]], &g.b.K[kb*kBlock], 0
+			args.b, args.next = &g.bv[int(g.b.Batch[bi])+int(g.b.Rows[j0])], 0
 			if wide == 1 {
 				args.next = int(g.b.Rows[j0+t.nr/2] - g.b.Rows[j0])
 			}
 		}
-		for i := range n {
-			r, end := first(i), first(i+1)
-			for x := range end - r {
-				if g.packA {
-					args.rows[x] = &w.a[i*t.mr*kk+x]
-				} else {
-					args.rows[x] = &a[g.a.Rows[r+x]]
-				}
-				args.c[x] = &c[int(g.cRows[r+x])+j0]
-			}
-			args.runs, args.n, args.done = &runs[0], len(runs), 0
-			kernels[wide][end-r](args)
-		}
-	}
-}
-
-// eight is eight float32 in a form that the compiler copies through registers.
-type eight struct{ a, b, c, d uint64 }
-
-// packColumns lays rows m0 to m1 of A, a whole number of tiles that lie side by side, out as [tile][k][mr].
-func (g *Gemm) packColumns(d, a []float32, m0, m1, kb int) {
-	mr, kk := g.set.tile.mr, g.blockLen(kb)
-	o := int(g.a.Rows[m0])
-	for k, at := range g.a.K[kb*kBlock:][:kk] {
-		row := a[o+int(at):][:m1-m0]
-		for i := k * mr; len(row) >= mr; i += mr * kk {
-			if mr == 8 {
-				*(*eight)(unsafe.Pointer(&d[i : i+8][0])) = *(*eight)(unsafe.Pointer(&row[:8][0]))
+		args.c = &c[j0]
+		for i := t0; i < t1; i++ {
+			r := i * g.height
+			if g.packA {
+				args.a = &a[(i-t0)*g.tileLen()]
 			} else {
-				copy(d[i:i+mr], row)
+				args.rows = &g.a.Rows[r]
 			}
-			row = row[mr:]
+			args.cRows, args.runs, args.n, args.done = &g.cRows[r], &runs[0], len(runs), 0
+			kernels[wide][min(g.height, g.m-r)](args)
+			args.ahead, args.pace = f.next(args.pace * g.blockLen(kb))
 		}
 	}
 }
 
-// packA1 lays rows r to end of A out as [k][mr].
-func (g *Gemm) packA1(d, a []float32, r, end, kb int) {
-	mr, k0, kk := g.set.tile.mr, kb*kBlock, g.blockLen(kb)
-	for x := range end - r {
-		o := int(g.a.Rows[r+x])
-		if g.aK == 1 && len(g.blocks[kb]) == 1 {
-			q := unsafe.Pointer(&d[x])
-			for k, v := range a[o+int(g.a.K[k0]):][:kk] {
-				*(*float32)(unsafe.Add(q, k*mr*4)) = v
-			}
-			continue
-		}
-		for k := range kk {
-			d[k*mr+x] = a[o+int(g.a.K[k0+k])]
-		}
-	}
-}
-
-// packPanel lays the columns of one panel out as [k][nr], or [k][nr/2] if that is enough, padded with zeros.
-func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
-	b := g.bv[g.b.Batch[bi]:]
-	nr, k0, kk, cols := g.set.tile.nr, kb*kBlock, g.blockLen(kb), g.panelCols(p)
-	if g.halfWide(cols) {
-		nr /= 2
-	}
-	col := g.b.Rows[p*g.set.tile.nr:][:cols]
-	if n := sideBySide(col); n == cols || n >= 8 && cols%n == 0 { // copy whole stretches
-		for k := range kk {
-			q := d[k*nr : k*nr+nr]
-			at := int(g.b.K[k0+k])
-			for j := 0; j < cols; j += n {
-				copy(q[j:j+n], b[at+int(col[j]):])
-			}
-			clear(q[cols:])
-		}
-		return
-	}
-	if cols < nr {
-		clear(d[:kk*nr])
-	}
-	j := 0
-	if g.bK == 1 {
-		for ; j+4 <= cols; j += 4 {
-			at := int(g.b.K[k0])
-			s0, s1 := b[at+int(col[j]):][:kk], b[at+int(col[j+1]):][:kk]
-			s2, s3 := b[at+int(col[j+2]):][:kk], b[at+int(col[j+3]):][:kk]
-			q := unsafe.Pointer(&d[j])
-			for k := range kk {
-				e := (*[4]float32)(unsafe.Add(q, k*nr*4))
-				e[0], e[1], e[2], e[3] = s0[k], s1[k], s2[k], s3[k]
-			}
-		}
-	}
-	for ; j < cols; j++ {
-		o := int(col[j])
-		for k := range kk {
-			d[k*nr+j] = b[o+int(g.b.K[k0+k])]
-		}
-	}
-}
-
-// sideBySide returns the largest n such that the entries lie side by side in stretches of n.
-func sideBySide(t []int32) int {
-	n := 1
-	for n < len(t) && t[n] == t[n-1]+1 {
-		n++
-	}
-	for i := n; i < len(t); i++ {
-		if i%n != 0 && t[i] != t[i-1]+1 {
-			return 1
-		}
-	}
-	return n
-}
+// firstRows are the offsets of the rows of a packed tile.
+var firstRows = [maxTileRows]int32{0, 1, 2, 3, 4, 5, 6, 7}

@@ -96,6 +96,9 @@ type Set struct {
 	Select func(dst, cond, a, b []float32)
 	// MulAdd writes a*b+c.
 	MulAdd func(dst, a, b, c []float32)
+	// Adam writes the new weights w2 and moments m2 and v2 of a step of AdamW on weights w, moments m and v and the
+	// gradient g.
+	Adam func(w2, m2, v2, w, m, v, g []float32, c *Adam)
 	// SumRows and MaxRows reduce each row of cols elements, dst[r] = sum(x[r*cols:][:cols]), in an order that depends on
 	// cols only. The largest of no elements is -Inf; a NaN wins.
 	SumRows func(dst, x []float32, cols int)
@@ -107,6 +110,9 @@ type Set struct {
 
 	tile     tiles
 	dotLanes func(dst, a, b []float32, aK, bK []int32, add int)
+	// packEight transposes eight rows, copyPanels copies stretches of eights; see their twins.
+	packEight  func(dst *float32, stride int, src *float32, rows *int32, n int)
+	copyPanels func(dst *float32, panel int, src *float32, step, n, eights int)
 }
 
 // For returns the kernels of a level, which the processor must support.

@@ -11,14 +11,14 @@ func PeakFMA(set *Set) float64 {
 	t := &set.tile
 	const k, repeat = 256, 64
 	a, b, c := make([]float32, t.mr*k), make([]float32, t.nr*k), make([]float32, t.mr*t.nr)
-	runs := []run{{0, k}}
+	runs, rows, cRows := []run{{0, k}}, multiples(t.mr, 1), multiples(t.mr, t.nr)
 	best := math.Inf(1)
 	for begin := time.Now(); time.Since(begin) < 100*time.Millisecond; {
 		s := time.Now()
 		for range repeat {
-			args := tileArgs{runs: &runs[0], n: 1, aks: t.mr, b: &b[0], bks: t.nr * 4, cols: t.nr}
-			for i := range t.mr {
-				args.rows[i], args.c[i] = &a[i], &c[i*t.nr]
+			args := tileArgs{
+				a: &a[0], rows: &rows[0], c: &c[0], cRows: &cRows[0],
+				runs: &runs[0], n: 1, aks: t.mr, b: &b[0], bks: t.nr * 4, cols: t.nr,
 			}
 			t.packed[1][t.mr](&args)
 		}

@@ -185,6 +185,9 @@ func sumColsAVX2(dst []float32, x []float32)
 func dotLanesAVX2(dst []float32, a []float32, b []float32, aK []int32, bK []int32, add int)
 
 //go:noescape
+func adamAVX2(w2 *float32, m2 *float32, v2 *float32, w *float32, m *float32, v *float32, grad *float32, c *float32, n int, decay bool)
+
+//go:noescape
 func tilePacked1x16AVX512(args *tileArgs)
 
 //go:noescape
@@ -387,3 +390,14 @@ func sumColsAVX512(dst []float32, x []float32)
 
 //go:noescape
 func dotLanesAVX512(dst []float32, a []float32, b []float32, aK []int32, bK []int32, add int)
+
+//go:noescape
+func adamAVX512(w2 *float32, m2 *float32, v2 *float32, w *float32, m *float32, v *float32, grad *float32, c *float32, n int, decay bool)
+
+//go:noescape
+func packEightAVX2(dst *float32, stride int, src *float32, rows *int32, n int)
+
+//go:noescape
+func copyPanelsAVX2(dst *float32, panel int, src *float32, step int, n int, eights int)
+
+func spinPause()

@@ -8,6 +8,7 @@ const maxTileRows = 8
 // tiles are the micro-kernels of one level.
 type tiles struct {
 	mr, nr int
+	ar     int // elements from one k to the next in a packed tile of A
 	// masked kernels read B only where there are columns, so a table may name columns that are not all there.
 	masked bool
 	packed tileTable
@@ -22,14 +23,16 @@ type run struct{ off, n int }
 
 // tileArgs says to a tile kernel: for all rows r and columns j < cols,
 //
-//	C[r][j] (+)= sum over runs and over i < run.n of rows[r][run.off + i*aks] * B[k][j]
+//	c[cRows[r] + j] (+)= sum over runs and over i < run.n of a[rows[r] + run.off + i*aks] * B[k][j]
 //
 // where k counts on through all runs. With packed B, B[k] lies k*bks bytes after b. With a table, the first half of the
 // columns of B[k] lies table[k] elements after b, the other half next elements later. The assembly knows the offsets of
 // the fields.
 type tileArgs struct {
-	rows  [maxTileRows]*float32
-	c     [maxTileRows]*float32
+	a     *float32
+	rows  *int32
+	c     *float32
+	cRows *int32
 	runs  *run
 	n     int // runs; counted down
 	aks   int // elements
@@ -39,11 +42,13 @@ type tileArgs struct {
 	next  int // elements
 	acc   int // 1 adds to C, 0 replaces it
 	cols  int
-	done  int // 0; the kernel's progress through runs, in bytes
+	done  int     // 0; the kernel's progress through runs, in bytes
+	ahead uintptr // packed B: memory to fetch for later products, one line for each k, ...
+	pace  int     // ... so many bytes apart
 }
 
 func twinTiles() tiles {
-	t := tiles{mr: 4, nr: 8, masked: true}
+	t := tiles{mr: 4, nr: 8, ar: 4, masked: true}
 	for h := range 2 {
 		for r := 1; r <= t.mr; r++ {
 			t.packed[h][r] = func(a *tileArgs) { tileTwin(a, r, false) }
@@ -57,6 +62,7 @@ func twinTiles() tiles {
 func tileTwin(a *tileArgs, rows int, table bool) {
 	const half = 4
 	var sum [4][2 * half]float32
+	aRows, cRows := unsafe.Slice(a.rows, rows), unsafe.Slice(a.cRows, rows)
 	k := 0
 	for _, q := range unsafe.Slice(a.runs, a.n) {
 		at := q.off
@@ -71,7 +77,7 @@ func tileTwin(a *tileArgs, rows int, table bool) {
 				b[1] = unsafe.Add(b[0], half*4)
 			}
 			for r := range rows {
-				x := *(*float32)(unsafe.Add(unsafe.Pointer(a.rows[r]), at*4))
+				x := *(*float32)(unsafe.Add(unsafe.Pointer(a.a), (int(aRows[r])+at)*4))
 				for j := range a.cols {
 					sum[r][j] += x * *(*float32)(unsafe.Add(b[j/half], j%half*4))
 				}
@@ -81,7 +87,7 @@ func tileTwin(a *tileArgs, rows int, table bool) {
 		}
 	}
 	for r := range rows {
-		c := unsafe.Slice(a.c[r], a.cols)
+		c := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(a.c), int(cRows[r])*4)), a.cols)
 		for j := range c {
 			if a.acc != 0 {
 				c[j] += sum[r][j]

@@ -1,10 +1,16 @@
 package kernel
 
-import "math"
+import (
+	"math"
+	"unsafe"
+)
 
 // twins returns the plain Go kernels, which define all others.
 func twins() *Set {
-	s := &Set{Select: selectTwin, MulAdd: mulAddTwin, SumRows: rows(sumTwin), MaxRows: rows(maxTwin), FillRows: fillRowsTwin, SumCols: sumColsTwin, tile: twinTiles(), dotLanes: dotLanesTwin}
+	s := &Set{
+		Select: selectTwin, MulAdd: mulAddTwin, Adam: adamTwin, SumRows: rows(sumTwin), MaxRows: rows(maxTwin), FillRows: fillRowsTwin, SumCols: sumColsTwin,
+		tile: twinTiles(), dotLanes: dotLanesTwin, packEight: packEightTwin, copyPanels: copyPanelsTwin,
+	}
 	s.Unary = [numUnary]func(dst, x []float32){
 		Copy:     func(dst, x []float32) { copy(dst, x) },
 		Neg:      unary(func(x float32) float32 { return -x }),
@@ -138,4 +144,23 @@ func maxTwin(x []float32) float32 {
 		m = max(m, v)
 	}
 	return m
+}
+
+// packEightTwin defines packEight: dst[k*stride+i] = src[rows[i]+k] for eight rows i and n elements k.
+func packEightTwin(dst *float32, stride int, src *float32, rows *int32, n int) {
+	d := unsafe.Slice(dst, max(0, (n-1)*stride+8))
+	for i, o := range unsafe.Slice(rows, 8) {
+		x := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(src), int(o)*4)), n)
+		for k, v := range x {
+			d[k*stride+i] = v
+		}
+	}
+}
+
+// copyPanelsTwin defines copyPanels: dst[p*panel+i] = src[p*step+i] for n panels p and 8*eights elements i.
+func copyPanelsTwin(dst *float32, panel int, src *float32, step, n, eights int) {
+	for p := range n {
+		copy(unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(dst), p*panel*4)), 8*eights),
+			unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(src), p*step*4)), 8*eights))
+	}
 }

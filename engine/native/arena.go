@@ -16,7 +16,7 @@ func (p *plan) allocate() {
 	}
 	begin, end := make([][]*value, len(p.groups)), make([][]*value, len(p.groups)+1)
 	for _, v := range p.order {
-		if v.group >= 0 && v.store && !v.isForeign() && !out[v] {
+		if v.group >= 0 && v.store && v.kind != kindForeign && !out[v] {
 			begin[v.group] = append(begin[v.group], v)
 			end[v.last] = append(end[v.last], v)
 		}
@@ -34,7 +34,7 @@ func (p *plan) allocate() {
 				v.place, gone[b] = b.place, true
 				continue
 			}
-			n, best := room(v), -1
+			n, best := p.room(v), -1
 			for i, f := range free {
 				if f.n >= n && (best < 0 || f.n < free[best].n) {
 					best = i
@@ -54,12 +54,13 @@ func (p *plan) allocate() {
 				v.place = top
 				top += n
 			}
+			v.place += p.guard()
 		}
 		for _, v := range end[g] {
 			if gone[v] {
 				continue
 			}
-			free = append(free, span{v.place, room(v)})
+			free = append(free, span{v.place - p.guard(), p.room(v)})
 		}
 		slices.SortFunc(free, func(a, b span) int { return a.at - b.at })
 		joined := free[:0]
@@ -77,15 +78,16 @@ func (p *plan) allocate() {
 		if v.isForeign() {
 			continue
 		}
-		if b := p.overwrite(v, func(b *value) bool { return b.kind == kindParam && !gone[b] }); b != nil {
+		if b := p.overwrite(v, func(b *value) bool { return b.kind == kindParam && !gone[b] && !out[b] }); b != nil {
 			gone[b] = true
 			p.reuse[v] = b
 		}
 	}
 }
 
-// overwrite returns an operand, among those that allowed accepts, whose memory an elementwise value can take: it is read
-// in order, for the last time in the value's loop, and not after the value is written.
+// overwrite returns an operand, direct or through other values of the loop, among those that allowed accepts, whose
+// memory an elementwise value can take: it is read in order, for the last time in the value's loop, and not after the
+// value is written.
 func (p *plan) overwrite(v *value, allowed func(b *value) bool) *value {
 	if v.kind != kindElem || v.row || v.group < 0 {
 		return nil
@@ -105,7 +107,18 @@ func (p *plan) overwrite(v *value, allowed func(b *value) bool) *value {
 		}
 		return i
 	}
-	for _, r := range v.reads() {
+	// what the loop makes the value of, its own operands first
+	var reads []view
+	made := []*value{v}
+	for i := 0; i < len(made); i++ {
+		for _, r := range made[i].reads() {
+			reads = append(reads, r)
+			if r.base.group == v.group && !slices.Contains(made, r.base) {
+				made = append(made, r.base)
+			}
+		}
+	}
+	for _, r := range reads {
 		b := r.base
 		if b.last != v.group || b.group == v.group || size(b.dims) != n || !r.whole() || !allowed(b) {
 			continue
@@ -125,5 +138,21 @@ func (p *plan) overwrite(v *value, allowed func(b *value) bool) *value {
 	return nil
 }
 
-// room returns the memory of a value, in multiples of a cache line.
-func room(v *value) int { return (max(1, size(v.dims)) + 15) &^ 15 }
+// words returns the memory of a value, in units of a float32.
+func (v *value) words() int {
+	if v.isForeign() {
+		return (size(v.dims)*typed(v.dtype).size + 3) / 4
+	}
+	return size(v.dims)
+}
+
+// room returns the place that a value takes in the arena, in multiples of a cache line.
+func (p *plan) room(v *value) int { return (max(1, v.words())+15)&^15 + 2*p.guard() }
+
+// guard returns how many words lie before and behind a value to see whether somebody writes there: in tests.
+func (p *plan) guard() int {
+	if p.b.mem.watched != nil {
+		return guardWords
+	}
+	return 0
+}

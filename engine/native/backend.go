@@ -3,10 +3,24 @@
 // and reductions of rows into blocks that stay in the first cache, reads the operands of matrix products through their
 // strides, and does convolution and both its gradients as products over windows that are never written out.
 //
-// float32 and masks are computed by the kernels of package kernel. Everything else (other types, rare operations,
-// control flow) runs on GoMLX's portable "go" backend, in regions as large as the graph allows, so every operation of
-// that backend works here, with its checks and its error messages. A graph that has nothing for the kernels to do runs
-// there as a whole.
+// float32 and masks are computed by the kernels of package kernel. Integers, booleans and float64 beside them (labels,
+// indices, random bits, counters, sorted keys) are computed by plain Go loops, one operation at a time, in the same plan
+// and memory. Loops, branches and sorts run plans of their closures on the memory that their values lie in.
+//
+// What is left runs on GoMLX's portable "go" backend, in regions as large as the graph allows, with its checks and its
+// error messages. That is
+//   - arithmetic of half-precision and complex values, and of types smaller than a byte: no network here computes in
+//     them, and the portable loops convert each element, as ours would have to;
+//   - products, convolutions, windows and scatters of integers and float64: float64 serves second derivatives and
+//     solvers, where a graph is float64 as a whole and runs there as a whole, with the portable vector kernels;
+//   - ScatterMax and ScatterMin, Atan2, Pow of integers, total orders, ReduceLogicalXor, products over windows, windows
+//     over the last axis or dilated inputs, dot products with an accumulator's type: no training step has them, or
+//     they are not worth a kernel in one.
+//
+// A graph that has nothing for the kernels to do runs there as a whole, too. Report says what a computation consists of.
+//
+// Equal computations share a plan: the second network of the same graph, shapes and constants is not planned again. The
+// memory of a plan is in use by one call at a time; computations that run at once have one each.
 //
 // Results do not depend on the number of threads. They do depend on the processor level (kernel.Level), by rounding.
 package native
@@ -41,6 +55,7 @@ type Backend struct {
 	set       *kernel.Set
 	pool      *kernel.Pool
 	mem       memory
+	plans     planCache
 	finalized atomic.Bool
 	observe   atomic.Pointer[func(Report)]
 	// strict makes an internal fault of the planner an error instead of running the graph on host.
@@ -114,6 +129,7 @@ func (b *Backend) DeviceDescription(compute.DeviceNum) string { return "CPU, " +
 func (b *Backend) Finalize() {
 	if !b.finalized.Swap(true) {
 		b.pool.Close()
+		b.plans.drop()
 		b.mem.drop()
 		b.host.Finalize()
 	}
@@ -268,6 +284,8 @@ func copyFlat(dst, src any) error {
 
 // memory keeps float32 slices for reuse, by exact length.
 type memory struct {
+	watched *watchedMemory // in tests, which takes the place of all the rest
+
 	mu   sync.Mutex
 	free map[int][][]float32
 	held int
@@ -281,6 +299,9 @@ const (
 
 // get returns a slice with any contents, aligned to 64 bytes.
 func (m *memory) get(n int) []float32 {
+	if m.watched != nil {
+		return m.watched.get(n)
+	}
 	m.mu.Lock()
 	if l := m.free[n]; len(l) > 0 {
 		f := l[len(l)-1]
@@ -294,6 +315,10 @@ func (m *memory) get(n int) []float32 {
 }
 
 func (m *memory) put(f []float32) {
+	if m.watched != nil {
+		m.watched.put(f)
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if n := len(f); n > 0 && len(m.free[n]) < maxFree && m.held+n <= maxHeld {

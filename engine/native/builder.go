@@ -44,7 +44,9 @@ type Builder struct {
 	name    string
 	shadow  compute.Builder
 	main    *Function
-	done    bool
+	// functions are all of them, closures included.
+	functions []*Function
+	done      bool
 }
 
 // Function implements compute.Function.
@@ -79,6 +81,7 @@ func (b *Backend) Builder(name string) compute.Builder {
 func (b *Builder) function(name string, shadow compute.Function, parent *Function) *Function {
 	f := &Function{b: b, name: name, shadow: shadow, parent: parent, known: map[Value]*node{}}
 	f.ErrFn = notImplemented
+	b.functions = append(b.functions, f)
 	return f
 }
 

@@ -7,8 +7,9 @@ import (
 	"github.com/gomlx/compute"
 )
 
-// Functions and closures. A call is written out in place. Loops, branches and sorts run on the portable backend: their
-// closures are written again there, with the values that they use of the functions around them as operands.
+// Functions and closures. A call is written out in place. Loops, branches and sorts are steps that run plans of their
+// closures (branch.go); where one runs on the portable backend nevertheless, its closures are written again there, with
+// the values that they use of the functions around them as operands.
 
 // Call implements compute.Function.
 func (f *Function) Call(callee compute.Function, inputs ...Value) ([]Value, error) {
@@ -95,26 +96,34 @@ func (f *Function) outside() (outer []*node) {
 	return outer
 }
 
+// closures is the attribute of an operation that takes closures.
+type closures struct {
+	fns    []*Function
+	outer  []*node // what they use of the functions around them
+	axis   int     // of Sort
+	stable bool
+}
+
 // withClosures records an operation that takes closures. The closures' outside values become further operands.
-func (f *Function) withClosures(op compute.OpType, closures []compute.Function, in []Value,
+func (f *Function) withClosures(op compute.OpType, a closures, called []compute.Function, in []Value,
 	e func(g compute.Function, c []compute.Function, in []Value) ([]Value, error),
 ) ([]Value, error) {
-	var fns []*Function
 	var shadows []compute.Function
 	var outer []*node
-	for _, c := range closures {
+	for _, c := range called {
 		fn, ok := c.(*Function)
 		if !ok || fn.b != f.b || fn.parent != f || !fn.closed {
 			return nil, fmt.Errorf("native: %s: a closure is not one of function %q that has returned", op, f.name)
 		}
-		fns, shadows = append(fns, fn), append(shadows, fn.shadow)
+		a.fns, shadows = append(a.fns, fn), append(shadows, fn.shadow)
 		for _, n := range fn.outside() {
 			if !slices.Contains(outer, n) {
 				outer = append(outer, n)
 			}
 		}
 	}
-	c := &call{op: op}
+	a.outer = outer
+	c := &call{op: op, attr: a}
 	var own []Value
 	for i, v := range in {
 		n, err := f.node(v)
@@ -134,7 +143,7 @@ func (f *Function) withClosures(op compute.OpType, closures []compute.Function, 
 			env[n] = v[len(in)+i]
 		}
 		var again []compute.Function
-		for _, fn := range fns {
+		for _, fn := range a.fns {
 			h, err := g.Closure()
 			if err != nil {
 				return nil, err
@@ -163,7 +172,7 @@ func (f *Function) withClosures(op compute.OpType, closures []compute.Function, 
 
 // Sort implements compute.Function.
 func (f *Function) Sort(comparator compute.Function, axis int, stable bool, inputs ...Value) ([]Value, error) {
-	return f.withClosures(compute.OpTypeSort, []compute.Function{comparator}, inputs,
+	return f.withClosures(compute.OpTypeSort, closures{axis: axis, stable: stable}, []compute.Function{comparator}, inputs,
 		func(g compute.Function, c []compute.Function, in []Value) ([]Value, error) {
 			return g.Sort(c[0], axis, stable, in...)
 		})
@@ -171,7 +180,7 @@ func (f *Function) Sort(comparator compute.Function, axis int, stable bool, inpu
 
 // While implements compute.Function.
 func (f *Function) While(cond, body compute.Function, state ...Value) ([]Value, error) {
-	return f.withClosures(compute.OpTypeWhile, []compute.Function{cond, body}, state,
+	return f.withClosures(compute.OpTypeWhile, closures{}, []compute.Function{cond, body}, state,
 		func(g compute.Function, c []compute.Function, in []Value) ([]Value, error) {
 			return g.While(c[0], c[1], in...)
 		})
@@ -179,7 +188,7 @@ func (f *Function) While(cond, body compute.Function, state ...Value) ([]Value, 
 
 // If implements compute.Function.
 func (f *Function) If(pred Value, yes, no compute.Function) ([]Value, error) {
-	return f.withClosures(compute.OpTypeIf, []compute.Function{yes, no}, []Value{pred},
+	return f.withClosures(compute.OpTypeIf, closures{}, []compute.Function{yes, no}, []Value{pred},
 		func(g compute.Function, c []compute.Function, in []Value) ([]Value, error) {
 			return g.If(in[0], c[0], c[1])
 		})

@@ -1,58 +1,35 @@
 package native
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/gomlx/compute"
-	"github.com/gomlx/compute/dtypes"
 
 	"github.com/lathe-ml/lathe/engine/kernel"
 )
 
 // indexTable holds the index vectors of a gather or scatter.
 type indexTable struct {
-	from   *value
+	from   view
 	dims   []int // of the batch axes
 	str    []int // of the batch axes, in the indices
 	vector int   // stride of the vector's axis
 }
 
-func newIndexTable(from *value, dims []int, axis int) indexTable {
+func newIndexTable(from view, axis int) indexTable {
 	t := indexTable{from: from}
-	str := rowMajor(dims)
-	for a, d := range dims {
+	for a, d := range from.dims {
 		if a == axis {
-			t.vector = str[a]
+			t.vector = from.str[a]
 			continue
 		}
-		t.dims, t.str = append(t.dims, d), append(t.str, str[a])
+		t.dims, t.str = append(t.dims, d), append(t.str, from.str[a])
 	}
 	return t
 }
 
-// integers returns the indices as they are needed now.
-func (t *indexTable) integers() func(i int) int {
-	flat, err := t.from.foreign.Data()
-	if err != nil {
-		panic(err)
-	}
-	switch f := flat.(type) {
-	case []int32:
-		return func(i int) int { return int(f[i]) }
-	case []int64:
-		return func(i int) int { return int(f[i]) }
-	case []uint8:
-		return func(i int) int { return int(f[i]) }
-	case []uint32:
-		return func(i int) int { return int(f[i]) }
-	}
-	panic(fmt.Errorf("indices of type %T", flat))
-}
-
-func isIndex(d dtypes.DType) bool {
-	return d == dtypes.Int32 || d == dtypes.Int64 || d == dtypes.Uint8 || d == dtypes.Uint32
-}
+// at returns the index at a place that the strides give.
+func (t *indexTable) at(i int) int { return intAt(t.from.base, t.from.off+i) }
 
 // odometer counts through dimensions, keeping offsets by several strides.
 type odometer struct {
@@ -80,8 +57,9 @@ func (o *odometer) next() {
 	}
 }
 
-// gatherStep copies windows of x that begin where the index vectors say.
-type gatherStep struct {
+// gatherPlan says which windows of x to copy where: they begin where the index vectors say.
+type gatherPlan struct {
+	dst   *value
 	x     view
 	index indexTable
 	axes  []int // of x, that the vectors' elements are along
@@ -91,11 +69,11 @@ type gatherStep struct {
 	dims, from, to []int
 }
 
-// gather plans a gather of float32.
-func (p *plan) gather(x view, indices *value, indexDims []int, a gatherAttr, dims []int) *value {
-	s := &gatherStep{x: x, index: newIndexTable(indices, indexDims, a.indexAxis), axes: a.start}
-	row := rowMajor(dims)
-	for i := range dims {
+// gather plans a gather.
+func gather(dst *value, x, indices view, a gatherAttr) gatherPlan {
+	s := gatherPlan{dst: dst, x: x, index: newIndexTable(indices, a.indexAxis), axes: a.start}
+	row := rowMajor(dst.dims)
+	for i := range dst.dims {
 		if !slices.Contains(a.offsetAxes, i) {
 			s.out = append(s.out, row[i])
 		}
@@ -112,7 +90,31 @@ func (p *plan) gather(x view, indices *value, indexDims []int, a gatherAttr, dim
 		s.limit = append(s.limit, x.dims[i]-a.sizes[i])
 	}
 	s.dims, s.to, s.from = joinAxes(s.dims, s.to, s.from)
-	return p.add(&value{kind: kindStep, dims: dims, step: s})
+	return s
+}
+
+// gatherStep copies windows.
+type gatherStep[T any] struct {
+	gatherPlan
+	o odometer
+}
+
+func newGather[T any](p gatherPlan) step {
+	return &gatherStep[T]{p, newOdometer(p.index.dims, p.index.str, p.out)}
+}
+
+func (s *gatherStep[T]) reads() []view       { return []view{s.x, s.index.from} }
+func (s *gatherStep[T]) prepare(*executable) {}
+func (s *gatherStep[T]) run(*executable, []float32) {
+	out, src, o := flat[T](s.dst), flat[T](s.x.base), &s.o
+	for range size(s.index.dims) {
+		from := s.x.off
+		for j, a := range s.axes {
+			from += min(max(s.index.at(o.off[0]+j*s.index.vector), 0), s.limit[j]) * s.x.str[a]
+		}
+		copyAxes(out, src, o.off[1], from, s.dims, s.to, s.from)
+		o.next()
+	}
 }
 
 // joinAxes drops axes of length 1 and joins those that both strides run through evenly.
@@ -131,21 +133,6 @@ func joinAxes(dims, a, b []int) (d, s, t []int) {
 	return d, s, t
 }
 
-func (s *gatherStep) reads() []view       { return []view{s.x, {base: s.index.from}} }
-func (s *gatherStep) prepare(*executable) {}
-func (s *gatherStep) run(_ *executable, out []float32) {
-	get := s.index.integers()
-	o := newOdometer(s.index.dims, s.index.str, s.out)
-	for range size(s.index.dims) {
-		from := s.x.off
-		for j, a := range s.axes {
-			from += min(max(get(o.off[0]+j*s.index.vector), 0), s.limit[j]) * s.x.str[a]
-		}
-		copyAxes(out, s.x.base.buf, o.off[1], from, s.dims, s.to, s.from)
-		o.next()
-	}
-}
-
 // scatterStep adds windows of updates to a copy of x, where the index vectors say. A window that does not fit is left out.
 type scatterStep struct {
 	x, updates view
@@ -158,11 +145,12 @@ type scatterStep struct {
 	from, to   []int
 	set        *kernel.Set
 	copier     copier
+	o          odometer
 }
 
 // scatterSum plans a scatter of float32 that adds.
-func (p *plan) scatterSum(x view, indices *value, indexDims []int, updates view, a scatterAttr) *value {
-	s := &scatterStep{x: x, updates: updates, index: newIndexTable(indices, indexDims, a.indexAxis), axes: a.toOps, out: rowMajor(x.dims), set: p.b.set}
+func (p *plan) scatterSum(x, indices, updates view, a scatterAttr) *value {
+	s := &scatterStep{x: x, updates: updates, index: newIndexTable(indices, a.indexAxis), axes: a.toOps, out: rowMajor(x.dims), set: p.b.set}
 	window := make([]int, len(x.dims)) // sizes along x
 	k := 0
 	for i := range x.dims {
@@ -187,17 +175,20 @@ func (p *plan) scatterSum(x view, indices *value, indexDims []int, updates view,
 	return p.add(&value{kind: kindStep, dims: x.dims, step: s})
 }
 
-func (s *scatterStep) reads() []view       { return []view{s.x, s.updates, {base: s.index.from}} }
-func (s *scatterStep) prepare(*executable) { s.copier = newCopier(s.x, 0, s.out) }
+func (s *scatterStep) reads() []view { return []view{s.x, s.updates, s.index.from} }
+func (s *scatterStep) prepare(*executable) {
+	s.copier = newCopier(s.x, 0, s.out)
+	s.o = newOdometer(s.index.dims, s.index.str, s.batch)
+}
+
 func (s *scatterStep) run(_ *executable, out []float32) {
 	s.copier.copy(out, 0, 0)
-	get := s.index.integers()
-	o := newOdometer(s.index.dims, s.index.str, s.batch)
+	o := &s.o
 next:
 	for range size(s.index.dims) {
 		to, from := 0, s.updates.off+o.off[1]
 		for j, a := range s.axes {
-			i := get(o.off[0] + j*s.index.vector)
+			i := s.index.at(o.off[0] + j*s.index.vector)
 			if i < 0 || i > s.limit[j] {
 				o.next()
 				continue next

@@ -16,6 +16,8 @@ const (
 	chunkSize = 16 << 10 // elements of a chunk, the unit of parallel work
 	maxChunks = 32
 	maxAxes   = 8 // of a loop, besides the last
+	// streamBytes is more than the second cache holds beside other things.
+	streamBytes = 1 << 20
 )
 
 // program is a fused loop: instructions that are carried out block by block. Its iteration space is rows of cols
@@ -34,6 +36,10 @@ type program struct {
 	results    []result
 	folds      []*folding
 	set        *kernel.Set
+
+	// streams is set if the operands do not stay in the second cache, and one or two instructions would not wait for
+	// memory all the time anyway: operands of the next block are then asked for while a block is computed.
+	streams bool
 
 	chunks   int
 	align    int // rows; chunks begin at multiples of it
@@ -65,6 +71,7 @@ const (
 	opLoad
 	opFold
 	opRow  // an elementwise function of row values
+	opAdam // a step of AdamW
 	opNone // merged into another
 )
 
@@ -72,7 +79,8 @@ const (
 type instr struct {
 	code    opcode
 	d       int
-	arg     [3]int
+	arg     slots
+	apply   apply
 	unary   func(dst, x []float32)
 	binary  func(dst, a, b []float32)
 	ternary func(dst, a, b, c []float32)
@@ -80,6 +88,18 @@ type instr struct {
 	fold    *folding
 	row     *value
 	rowArgs [3]rowArg
+	adam    *adamStep
+}
+
+// slots are an instruction's operands; -1 is none.
+type slots [4]int
+
+func slotsOf(s ...int) (a slots) {
+	for i := range a {
+		a[i] = -1
+	}
+	copy(a[:], s)
+	return a
 }
 
 // rowArg is an operand of a function of row values: memory with one element for each row, or a scalar's slot.
@@ -144,12 +164,14 @@ func (x *executable) compileLoop(g *group) (*program, error) {
 			c.function(v)
 		}
 	}
+	c.fuseAdam(x)
 	if err := c.shape(); err != nil {
 		return nil, err
 	}
 	c.operands()
 	c.assign()
 	c.cut()
+	c.streams = len(c.code) >= 3 && 4*c.rows*c.cols*(len(c.whole)+len(c.results)) > streamBytes
 	return c.program, nil
 }
 
@@ -176,7 +198,7 @@ func (c *loopCompiler) use(v view) int {
 	o := &operand{base: v.base, off: v.off, slot: c.slot(), str: str}
 	c.loaded[k] = o.slot
 	c.loads = append(c.loads, o)
-	c.code = append(c.code, instr{code: opLoad, d: o.slot})
+	c.code = append(c.code, instr{code: opLoad, d: o.slot, arg: slotsOf()})
 	return o.slot
 }
 
@@ -194,11 +216,12 @@ func (c *loopCompiler) reduce(v *value) {
 	}
 	f.str = c.over(view{nil, 0, dims, str})
 	c.folds = append(c.folds, f)
-	c.code = append(c.code, instr{code: opFold, d: -1, arg: [3]int{c.use(v.operand(0)), -1, -1}, fold: f})
+	c.code = append(c.code, instr{code: opFold, d: -1, arg: slotsOf(c.use(v.operand(0))), fold: f})
 }
 
 // kernels sets the instruction's function.
 func (c *loopCompiler) kernels(in *instr, a apply) {
+	in.apply = a
 	switch a.args {
 	case 1:
 		in.unary = c.set.Unary[a.unary]
@@ -211,7 +234,7 @@ func (c *loopCompiler) kernels(in *instr, a apply) {
 
 // rowFunction adds an elementwise function of row values. They are memory, or scalars.
 func (c *loopCompiler) rowFunction(v *value) {
-	in := instr{code: opRow, d: -1, arg: [3]int{-1, -1, -1}, row: v}
+	in := instr{code: opRow, d: -1, arg: slotsOf(), row: v}
 	c.kernels(&in, v.apply)
 	for i := range v.in {
 		r := v.operand(i)
@@ -225,7 +248,7 @@ func (c *loopCompiler) rowFunction(v *value) {
 
 // function adds an elementwise function. A sum takes over a product that nothing else uses.
 func (c *loopCompiler) function(v *value) {
-	in := instr{code: opcode(v.apply.args - 1), arg: [3]int{-1, -1, -1}}
+	in := instr{code: opcode(v.apply.args - 1), arg: slotsOf()}
 	for i := range v.in {
 		in.arg[i] = c.use(v.operand(i))
 	}
@@ -234,7 +257,7 @@ func (c *loopCompiler) function(v *value) {
 		for i := range 2 {
 			if at, ok := c.products[in.arg[i]]; ok {
 				m := &c.code[at]
-				in.code, in.ternary, in.arg = opMulAdd, c.set.MulAdd, [3]int{m.arg[0], m.arg[1], in.arg[1-i]}
+				in.code, in.ternary, in.arg = opMulAdd, c.set.MulAdd, slotsOf(m.arg[0], m.arg[1], in.arg[1-i])
 				m.code = opNone
 				break
 			}
@@ -439,6 +462,7 @@ type loopSpace struct {
 	registers []float32
 	slots     [][]float32
 	temp      []float32
+	adam      kernel.Adam
 	_         [64]byte
 }
 
@@ -561,6 +585,9 @@ func (p *program) block(s *loopSpace, slots [][]float32, r0, r1, c0, w int, own 
 	}
 	get := func(slot int) []float32 { return slots[slot][:n] }
 	for i := range p.code {
+		if p.streams {
+			p.ahead(i, at+n)
+		}
 		in := &p.code[i]
 		if in.d >= 0 && p.register[in.d] >= 0 {
 			slots[in.d] = s.registers[p.register[in.d]*size:][:n]
@@ -572,6 +599,8 @@ func (p *program) block(s *loopSpace, slots [][]float32, r0, r1, c0, w int, own 
 			in.binary(get(in.d), get(in.arg[0]), get(in.arg[1]))
 		case opSelect, opMulAdd:
 			in.ternary(get(in.d), get(in.arg[0]), get(in.arg[1]), get(in.arg[2]))
+		case opAdam:
+			in.adam.run(p.set, &s.adam, in, slots, n)
 		case opLoad:
 			p.load(get(in.d), &in.load, r0, r1, c0, w)
 		case opFold:
@@ -579,6 +608,23 @@ func (p *program) block(s *loopSpace, slots [][]float32, r0, r1, c0, w int, own 
 		case opRow:
 			p.row(in, slots, r0, r1)
 		}
+	}
+}
+
+// ahead asks for a part of the next block, which begins at an element: what instruction i is to wait for.
+func (p *program) ahead(i, at int) {
+	n := min(p.blockRows*p.blockCols, p.rows*p.cols-at)
+	lines := (n + 15) / 16
+	from, to := lines*i/len(p.code), lines*(i+1)/len(p.code)
+	if to <= from {
+		return
+	}
+	for k := range p.whole {
+		o := &p.whole[k]
+		prefetch(&o.base.buf[o.off+at+16*from], to-from)
+	}
+	for k := range p.results {
+		prefetch(&p.results[k].v.buf[at+16*from], to-from)
 	}
 }
 

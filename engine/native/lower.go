@@ -39,7 +39,7 @@ func (p *plan) lower(c *call) error {
 		if f, ok := c.attr.([]float32); ok {
 			v.buf = f
 		} else {
-			v.kind = kindForeign
+			v.kind, v.dtype = kindForeign, out.shape.DType
 		}
 		p.values[out] = p.add(v)
 		return nil
@@ -48,39 +48,80 @@ func (p *plan) lower(c *call) error {
 		p.values[out] = p.values[c.in[0]]
 		return nil
 	}
-	if len(c.out) == 1 && isNative(out.shape.DType) && out.shape.Size() > 0 {
-		if v := p.native1(c); v != nil {
+	if vs := p.nothing(c); vs != nil {
+		for i, n := range c.out {
+			p.values[n] = vs[i]
+		}
+		return nil
+	}
+	if len(c.out) == 1 {
+		v := (*value)(nil)
+		if isNative(out.shape.DType) {
+			v = p.native1(c)
+		}
+		if v == nil {
+			v = p.typed1(c)
+		}
+		if v != nil {
 			v.src = out
 			p.values[out] = v
 			return nil
 		}
 	}
+	if vs := p.several(c); vs != nil {
+		for i, n := range c.out {
+			vs[i].src = n
+			p.values[n] = vs[i]
+		}
+		return nil
+	}
 	var in []*value
-	for _, n := range c.in { // masks go over as booleans
+	for _, n := range c.in {
 		v := p.values[n]
-		if !v.isForeign() && n.shape.DType == dtypes.Bool {
-			v = p.export(v, n)
+		switch {
+		case !v.isForeign() && n.shape.DType == dtypes.Bool: // masks go over as booleans
+			v = p.toBool(v, n)
+		case v.isForeign() && v.kind == kindView:
+			v = p.copyTyped(v)
 		}
 		in = append(in, v)
 	}
 	for _, n := range c.out {
-		p.values[n] = p.add(&value{kind: kindForeign, dims: n.shape.Dimensions, src: n, in: in})
+		p.values[n] = p.add(&value{kind: kindForeign, dims: n.shape.Dimensions, dtype: n.shape.DType, src: n, in: in})
 	}
 	return nil
+}
+
+// emptyStep computes no elements.
+type emptyStep struct{}
+
+func (emptyStep) reads() []view              { return nil }
+func (emptyStep) prepare(*executable)        {}
+func (emptyStep) run(*executable, []float32) {}
+
+// nothing returns values without elements for a call that has only such results, else nil.
+func (p *plan) nothing(c *call) (vs []*value) {
+	for _, n := range c.out {
+		if n.shape.Size() > 0 || !isNative(n.shape.DType) && typed(n.shape.DType) == nil {
+			return nil
+		}
+	}
+	for _, n := range c.out {
+		if isNative(n.shape.DType) {
+			p.native++ // or the whole graph would go to the portable backend
+			vs = append(vs, p.add(&value{kind: kindConst, dims: n.shape.Dimensions, src: n, buf: []float32{}}))
+		} else {
+			vs = append(vs, p.typedValue(n, emptyStep{}))
+		}
+	}
+	return vs
 }
 
 // native1 plans a call whose only result is float32 or a mask with kernels, or returns nil.
 func (p *plan) native1(c *call) *value {
 	dims := c.out[0].shape.Dimensions
-	for _, n := range c.in {
-		if n.shape.Size() > 0 {
-			continue
-		}
-		if _, ok := c.attr.(dotAttr); ok && f32(c.out[0]) { // a sum of nothing, in which the portable backend divides by zero
-			p.native++ // or the whole graph would go there
-			return p.add(&value{kind: kindConst, dims: dims, buf: make([]float32, size(dims))})
-		}
-		return nil
+	if slices.ContainsFunc(c.in, func(n *node) bool { return n.shape.Size() == 0 }) {
+		return p.ofNothing(c, dims)
 	}
 	// all says whether every operand from i on has a type held as float32, and returns them.
 	all := func(i int) ([]*value, bool) {
@@ -105,10 +146,12 @@ func (p *plan) native1(c *call) *value {
 		case from == dtypes.Float32:
 			x := p.load(c.in[0])
 			return p.elem(dims, apply{args: 2, binary: kernel.Ne}, x, p.scalar(0))
-		case to == dtypes.Float32 && canImport(from):
+		case typed(from) == nil || typed(from).load[0] == nil || from == dtypes.Float64 && to == dtypes.Bool:
+			return nil
+		case to == dtypes.Float32:
 			return p.viewOf(p.load(c.in[0]).view)
 		}
-		return nil
+		return p.elem(dims, apply{args: 2, binary: kernel.Ne}, p.load(c.in[0]), p.scalar(0))
 	}
 	if op, ok := unaryOps[c.op]; ok {
 		if in, ok := all(0); ok {
@@ -119,7 +162,7 @@ func (p *plan) native1(c *call) *value {
 	if op, ok := binaryOps[c.op]; ok {
 		in, ok := all(0)
 		if !ok {
-			return nil
+			return p.typedCompare(c)
 		}
 		if s, ok := constantScalar(in[1]); ok && op == kernel.Pow && s == 2 {
 			return p.elem(dims, apply{args: 1, unary: kernel.Square}, in[0])
@@ -178,12 +221,14 @@ func (p *plan) native1(c *call) *value {
 			return p.pad(in[0].view, in[1].view, c.attr.([]compute.PadAxis), dims)
 		}
 	case compute.OpTypeGather:
-		if f32(c.in[0]) && isIndex(c.in[1].shape.DType) {
-			return p.gather(p.load(c.in[0]).view, p.values[c.in[1]], c.in[1].shape.Dimensions, c.attr.(gatherAttr), dims)
+		if f32(c.in[0]) && isInteger(c.in[1].shape.DType) {
+			v := p.stepOf(dims)
+			v.step = newGather[float32](gather(v, p.load(c.in[0]).view, p.values[c.in[1]].view, c.attr.(gatherAttr)))
+			return p.add(v)
 		}
 	case compute.OpTypeScatterSum:
-		if f32(c.in[0]) && f32(c.in[2]) && isIndex(c.in[1].shape.DType) {
-			return p.scatterSum(p.load(c.in[0]).view, p.values[c.in[1]], c.in[1].shape.Dimensions, p.load(c.in[2]).view, c.attr.(scatterAttr))
+		if f32(c.in[0]) && f32(c.in[2]) && isInteger(c.in[1].shape.DType) {
+			return p.scatterSum(p.load(c.in[0]).view, p.values[c.in[1]].view, p.load(c.in[2]).view, c.attr.(scatterAttr))
 		}
 	case compute.OpTypeReduceWindow:
 		if f32(c.in[0]) {
@@ -197,6 +242,19 @@ func (p *plan) native1(c *call) *value {
 		if a, ok := c.attr.(dotAttr); ok && f32(c.in[0]) && f32(c.in[1]) {
 			in, _ := all(0)
 			return p.dot(in[0].view, in[1].view, a, dims)
+		}
+	case compute.OpTypeCumSum:
+		v := p.stepOf(dims)
+		v.step = newCumSum[float32](v, p.load(c.in[0]).view, c.attr.(cumSumAttr))
+		return p.add(v)
+	case compute.OpTypeIota:
+		v := p.stepOf(dims)
+		v.step, v.folds = &iotaStep[float32]{v, c.attr.(int)}, true
+		return p.add(v)
+	case compute.OpTypeDynamicUpdateSlice:
+		v := p.stepOf(dims)
+		if v.step = p.dynamicUpdate(c, v); v.step != nil {
+			return p.add(v)
 		}
 	case compute.OpTypeConvGeneral:
 		if a := c.attr.(convAttr); f32(c.in[0]) && f32(c.in[1]) {
@@ -232,23 +290,46 @@ func (p *plan) load(n *node) *value {
 	if m := p.masks[v]; m != nil {
 		return m
 	}
-	m := p.add(&value{kind: kindStep, dims: v.dims, in: []*value{v}, step: &importStep{from: v, dtype: n.shape.DType}})
+	m := p.stepOf(v.dims)
+	m.folds = true
+	if n.shape.DType == dtypes.Float32 {
+		m.step = newPlace[float32](m, []padPart{{v.view, rowMajor(v.dims), 0}}, view{})
+	} else if n.shape.DType == dtypes.Bool {
+		m.step = newMap(m, each(mask), v.view)
+	} else {
+		m.step = newConvert(m, v.view, typed(n.shape.DType), typed(dtypes.Float32))
+	}
+	p.add(m)
 	p.masks[v] = m
 	return m
 }
 
-// export makes a mask a foreign value of booleans.
-func (p *plan) export(v *value, n *node) *value {
-	f := p.add(&value{kind: kindForeign, dims: v.dims, src: n, in: []*value{v}, export: true})
+// toBool makes a mask a foreign value of booleans.
+func (p *plan) toBool(v *value, n *node) *value {
+	f := p.typedValue(n, nil)
+	f.step = newMap(f, each(func(x float32) bool { return x != 0 }), v.view)
 	p.masks[f] = v
 	p.values[n] = f
 	return f
 }
 
+func mask(b bool) float32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // pad writes a view into larger memory, with fill around and between its elements.
 func (p *plan) pad(x, fill view, axes []compute.PadAxis, dims []int) *value {
+	s := &padStep{fill: fill, dims: dims, parts: []padPart{padding(x, axes, dims)}}
+	return p.add(&value{kind: kindStep, dims: dims, step: s})
+}
+
+// padding returns where the elements of a view lie in its padded copy.
+func padding(x view, axes []compute.PadAxis, dims []int) padPart {
 	axes = append(slices.Clone(axes), make([]compute.PadAxis, len(dims)-len(axes))...)
-	s, q := &padStep{fill: fill, dims: dims}, padPart{str: rowMajor(dims)}
+	q := padPart{str: rowMajor(dims)}
 	src := view{x.base, x.off, slices.Clone(x.dims), slices.Clone(x.str)}
 	row := rowMajor(dims)
 	for i, a := range axes {
@@ -268,6 +349,5 @@ func (p *plan) pad(x, fill view, axes []compute.PadAxis, dims []int) *value {
 		q.off += first * row[i]
 	}
 	q.src = src
-	s.parts = []padPart{q}
-	return p.add(&value{kind: kindStep, dims: dims, step: s})
+	return q
 }

@@ -459,12 +459,18 @@ func (f *Function) Pad(x, fill Value, axes ...compute.PadAxis) (Value, error) {
 
 type dotAttr struct{ lc, lb, rc, rb []int }
 
+// dotTypes is a product with types of its own for the sum or the result; the portable backend computes it.
+type dotTypes struct {
+	dotAttr
+	config compute.DotGeneralConfig
+}
+
 // DotGeneral implements compute.Function.
 func (f *Function) DotGeneral(l Value, lc, lb []int, r Value, rc, rb []int, config compute.DotGeneralConfig) (Value, error) {
 	a := dotAttr{slices.Clone(lc), slices.Clone(lb), slices.Clone(rc), slices.Clone(rb)}
-	var attr any
-	if config == (compute.DotGeneralConfig{}) {
-		attr = a
+	var attr any = a
+	if config != (compute.DotGeneralConfig{}) {
+		attr = dotTypes{a, config}
 	}
 	return f.op(compute.OpTypeDotGeneral, attr, func(g compute.Function, v []Value) (Value, error) {
 		return g.DotGeneral(v[0], slices.Clone(a.lc), slices.Clone(a.lb), v[1], slices.Clone(a.rc), slices.Clone(a.rb), config)
@@ -490,11 +496,12 @@ func (f *Function) ConvGeneral(x, k Value, axes compute.ConvolveAxesConfig, stri
 type gatherAttr struct {
 	indexAxis                           int
 	offsetAxes, collapsed, start, sizes []int
+	sorted                              bool
 }
 
 // Gather implements compute.Function.
 func (f *Function) Gather(x, indices Value, indexVectorAxis int, offsetOutputAxes, collapsedSliceAxes, startIndexMap, sliceSizes []int, sorted bool) (Value, error) {
-	a := gatherAttr{indexVectorAxis, slices.Clone(offsetOutputAxes), slices.Clone(collapsedSliceAxes), slices.Clone(startIndexMap), slices.Clone(sliceSizes)}
+	a := gatherAttr{indexVectorAxis, slices.Clone(offsetOutputAxes), slices.Clone(collapsedSliceAxes), slices.Clone(startIndexMap), slices.Clone(sliceSizes), sorted}
 	return f.op(compute.OpTypeGather, a, func(g compute.Function, v []Value) (Value, error) {
 		return g.Gather(v[0], v[1], a.indexAxis, slices.Clone(a.offsetAxes), slices.Clone(a.collapsed), slices.Clone(a.start), slices.Clone(a.sizes), sorted)
 	}, x, indices)
@@ -503,12 +510,13 @@ func (f *Function) Gather(x, indices Value, indexVectorAxis int, offsetOutputAxe
 type scatterAttr struct {
 	indexAxis               int
 	window, inserted, toOps []int
+	sorted, unique          bool
 }
 
 type scatterFunc func(f compute.Function, x, indices, updates Value, indexVectorAxis int, window, inserted, toOperand []int, sorted, unique bool) (Value, error)
 
 func (f *Function) scatter(op compute.OpType, e scatterFunc, x, indices, updates Value, indexVectorAxis int, window, inserted, toOperand []int, sorted, unique bool) (Value, error) {
-	a := scatterAttr{indexVectorAxis, slices.Clone(window), slices.Clone(inserted), slices.Clone(toOperand)}
+	a := scatterAttr{indexVectorAxis, slices.Clone(window), slices.Clone(inserted), slices.Clone(toOperand), sorted, unique}
 	return f.op(op, a, func(g compute.Function, v []Value) (Value, error) {
 		return e(g, v[0], v[1], v[2], a.indexAxis, slices.Clone(a.window), slices.Clone(a.inserted), slices.Clone(a.toOps), sorted, unique)
 	}, x, indices, updates)
@@ -529,20 +537,30 @@ func (f *Function) ScatterMin(x, indices, updates Value, indexVectorAxis int, wi
 	return f.scatter(compute.OpTypeScatterMin, compute.Function.ScatterMin, x, indices, updates, indexVectorAxis, window, inserted, toOperand, sorted, unique)
 }
 
+type argAttr struct {
+	axis  int
+	isMin bool
+}
+
 // ArgMinMax implements compute.Function.
 func (f *Function) ArgMinMax(x Value, axis int, dtype dtypes.DType, isMin bool) (Value, error) {
-	return f.op(compute.OpTypeArgMinMax, nil, func(g compute.Function, v []Value) (Value, error) { return g.ArgMinMax(v[0], axis, dtype, isMin) }, x)
+	return f.op(compute.OpTypeArgMinMax, argAttr{axis, isMin}, func(g compute.Function, v []Value) (Value, error) { return g.ArgMinMax(v[0], axis, dtype, isMin) }, x)
+}
+
+type cumSumAttr struct {
+	axis    int
+	options compute.CumSumOptions
 }
 
 // CumSum implements compute.Function.
 func (f *Function) CumSum(x Value, axis int, o compute.CumSumOptions) (Value, error) {
-	return f.op(compute.OpTypeCumSum, nil, func(g compute.Function, v []Value) (Value, error) { return g.CumSum(v[0], axis, o) }, x)
+	return f.op(compute.OpTypeCumSum, cumSumAttr{axis, o}, func(g compute.Function, v []Value) (Value, error) { return g.CumSum(v[0], axis, o) }, x)
 }
 
 // DynamicSlice implements compute.Function.
 func (f *Function) DynamicSlice(x Value, starts []Value, sizes []int) (Value, error) {
 	sizes = slices.Clone(sizes)
-	return f.op(compute.OpTypeDynamicSlice, nil, func(g compute.Function, v []Value) (Value, error) {
+	return f.op(compute.OpTypeDynamicSlice, sizes, func(g compute.Function, v []Value) (Value, error) {
 		return g.DynamicSlice(v[0], slices.Clone(v[1:]), slices.Clone(sizes))
 	}, append([]Value{x}, starts...)...)
 }

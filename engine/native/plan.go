@@ -2,6 +2,7 @@ package native
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
@@ -19,28 +20,33 @@ const (
 	kindElem                // an elementwise function, fused into loops
 	kindReduce              // a reduction, fused into loops
 	kindStep                // an operation with memory and a kernel of its own
-	kindForeign             // computed by the portable backend, of any type
+	kindTyped               // like kindStep, of another type than float32
+	kindForeign             // of any type: an input, a constant, or computed by the portable backend
 )
 
-// value is one tensor of the plan. Native values are float32, masks included; foreign ones are buffers of the portable
-// backend.
+// value is one tensor of the plan. Native values are float32, masks included; foreign ones have a type of their own and
+// lie in memory of the plan (kindTyped), or in buffers of the portable backend (kindForeign).
 type value struct {
-	id   int
-	kind kind
-	dims []int
-	src  *node // what it stands for; nil for values that the planner adds
+	id    int
+	kind  kind
+	dims  []int
+	dtype dtypes.DType // of foreign values
+	src   *node        // what it stands for; nil for values that the planner adds
 
 	in    []*value // operands; where their elements lie is in their views
 	view  view     // where the elements lie (native)
 	apply apply    // kindElem
 	fold  fold     // kindReduce
-	step  step     // kindStep
+	step  step     // kindStep, kindTyped
+	given bool     // a parameter
 	param int      // which parameter of the computation
-	// export marks a foreign value that is a native mask, written as booleans.
-	export bool
-	// constant marks a foreign value that depends on constants alone.
+	// set is all results of the step, if it has several: they share the step.
+	set []*value
+	// folds says that the step is computed once, when planning, if its operands are constant.
+	folds bool
+	// constant marks a value that depends on foreign constants alone and is computed when planning.
 	constant bool
-	// imported marks a constant that has a native copy.
+	// imported marks a constant that a step reads when planning.
 	imported bool
 
 	// The schedule: which group computes it, and the last that reads it.
@@ -53,11 +59,13 @@ type value struct {
 	place int // in the arena
 
 	// At run time.
-	buf     []float32
-	foreign compute.Buffer
+	buf     []float32      // of native values
+	flat    any            // of foreign values: a slice of their type
+	foreign compute.Buffer // the buffer that has it, if there is one
 }
 
-func (v *value) isForeign() bool { return v.kind == kindForeign }
+// isForeign says whether a value, or the one that it is a view of, has a type of its own.
+func (v *value) isForeign() bool { k := v.view.base.kind; return k == kindForeign || k == kindTyped }
 
 // apply is an elementwise function.
 type apply struct {
@@ -96,6 +104,7 @@ type step interface {
 type plan struct {
 	b      *Backend
 	f      *Function
+	params []*node // the function's, then what it uses of functions around it
 	values map[*node]*value
 	order  []*value // in an order of computing
 	groups []*group
@@ -106,11 +115,12 @@ type plan struct {
 	reuse  map[*value]*value // outputs that may be written over a parameter
 	// constants are computed once, when the plan is made.
 	constants []*value
-	native    int // values with a kernel
+	native    int           // values with a kernel
+	inner     []*executable // plans of closures
 }
 
-func newPlan(b *Backend, f *Function) *plan {
-	return &plan{b: b, f: f, values: map[*node]*value{}, pads: map[string]*value{}, masks: map[*value]*value{}, reuse: map[*value]*value{}}
+func newPlan(b *Backend, f *Function, outside []*node) *plan {
+	return &plan{b: b, f: f, params: slices.Concat(f.params, outside), values: map[*node]*value{}, pads: map[string]*value{}, masks: map[*value]*value{}, reuse: map[*value]*value{}}
 }
 
 func (p *plan) add(v *value) *value {
@@ -147,7 +157,7 @@ func (p *plan) build() error {
 	live := map[*call]bool{}
 	var mark func(n *node)
 	mark = func(n *node) {
-		if n.call == nil || live[n.call] {
+		if n.fn != p.f || live[n.call] {
 			return
 		}
 		live[n.call] = true
@@ -158,21 +168,15 @@ func (p *plan) build() error {
 	for _, n := range p.f.out {
 		mark(n)
 	}
-	params := map[*node]int{}
-	for i, n := range p.f.params {
-		params[n] = i
+	for i, n := range p.params {
+		k := &value{kind: kindParam, dims: n.shape.Dimensions, src: n, given: true, param: i}
+		if n.shape.DType != dtypes.Float32 {
+			k.kind, k.dtype = kindForeign, n.shape.DType
+		}
+		p.values[n] = p.add(k)
 	}
 	for _, c := range p.f.calls {
-		if c.op == compute.OpTypeParameter {
-			n := c.out[0]
-			k := &value{kind: kindParam, dims: n.shape.Dimensions, src: n, param: params[n]}
-			if n.shape.DType != dtypes.Float32 {
-				k.kind = kindForeign
-			}
-			p.values[n] = p.add(k)
-			continue
-		}
-		if live[c] {
+		if live[c] && c.op != compute.OpTypeParameter {
 			if err := p.lower(c); err != nil {
 				return fmt.Errorf("%s: %w", c.op, err)
 			}
@@ -180,12 +184,21 @@ func (p *plan) build() error {
 	}
 	// each output is memory of its own, to be given away
 	taken := map[*value]bool{}
-	for _, n := range p.f.out {
+	for i, n := range p.f.out {
 		v := p.values[n]
 		if !v.isForeign() && n.shape.DType == dtypes.Bool {
-			v = p.export(v, n)
+			v = p.toBool(v, n)
 		}
-		if !v.isForeign() && (v.kind == kindView || v.kind == kindParam || v.kind == kindConst || taken[v]) {
+		own := v.kind != kindView && v.kind != kindParam && v.kind != kindConst && !taken[v]
+		switch {
+		case n.shape.Size() == 0 && !v.isForeign():
+			v = p.add(&value{kind: kindConst, dims: n.shape.Dimensions, buf: []float32{}})
+		case p.f.parent != nil && v.given && v.param == i: // a loop's state that its body leaves alone
+		case v.kind == kindForeign: // copied when it is handed out, where need be
+		case own:
+		case v.isForeign():
+			v = p.copyTyped(v)
+		default:
 			v = p.copyOf(v.view)
 		}
 		taken[v] = true
@@ -210,6 +223,9 @@ func (p *plan) sweep() {
 			return
 		}
 		used[v] = true
+		for _, u := range v.set {
+			mark(u)
+		}
 		for _, r := range v.reads() {
 			mark(r.base)
 		}
@@ -219,7 +235,7 @@ func (p *plan) sweep() {
 	}
 	kept := p.order[:0]
 	for _, v := range p.order {
-		if used[v] || v.kind == kindParam || v.isForeign() {
+		if used[v] || v.kind == kindParam || v.kind == kindForeign {
 			kept = append(kept, v)
 		} else if v.kind != kindConst {
 			p.native--

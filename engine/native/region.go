@@ -16,12 +16,13 @@ type region struct {
 	in      []compute.Buffer
 }
 
-// regionInput is an operand: a foreign value as it is, or a native one, copied into a buffer that is kept.
+// regionInput is an operand: a buffer of the portable backend as it is, or anything else copied into one that is kept.
 type regionInput struct {
 	v      *value
-	copy   compute.Buffer
-	flat   []float32
+	shape  shapes.Shape
 	copier copier
+	copy   compute.Buffer
+	flat   any
 }
 
 // compileRegion writes the calls of some foreign values onto a graph of the portable backend.
@@ -29,22 +30,15 @@ func (x *executable) compileRegion(members []*value) (*region, error) {
 	r := &region{}
 	b := x.b.host.Builder("region")
 	f := b.Main()
-	inside := map[*value]bool{}
-	for _, v := range members {
-		inside[v] = true
-	}
 	env := map[*value]Value{}
 	find := func(v *value, n *node) (Value, error) {
 		if q, ok := env[v]; ok {
 			return q, nil
 		}
-		in := regionInput{v: v}
+		in := regionInput{v: v, shape: n.shape}
 		if !v.isForeign() {
-			buf, flat, err := x.b.host.NewSharedBuffer(0, shapes.Make(dtypes.Float32, n.shape.Dimensions...))
-			if err != nil {
-				return nil, err
-			}
-			in.copy, in.flat, in.copier = buf, flat.([]float32), newCopier(v.view, 0, rowMajor(v.dims))
+			in.shape = shapes.Make(dtypes.Float32, n.shape.Dimensions...)
+			in.copier = newCopier(v.view, 0, rowMajor(v.dims))
 		}
 		q, err := f.Parameter(fmt.Sprint("p", len(r.inputs)), n.shape, nil)
 		if err != nil {
@@ -100,17 +94,29 @@ func (x *executable) compileRegion(members []*value) (*region, error) {
 }
 
 // run computes the region's values.
-func (r *region) run() error {
+func (r *region) run(x *executable) error {
 	if r.exec == nil {
 		return nil
 	}
 	for i := range r.inputs {
 		in := &r.inputs[i]
-		if in.copy == nil {
+		if in.v.foreign != nil {
 			r.in[i] = in.v.foreign
 			continue
 		}
-		in.copier.copy(in.flat, 0, 0)
+		if in.copy == nil {
+			var err error
+			if in.copy, in.flat, err = x.b.host.NewSharedBuffer(0, in.shape); err != nil {
+				return err
+			}
+		}
+		if in.v.isForeign() {
+			if err := copyFlat(in.flat, in.v.flat); err != nil {
+				return err
+			}
+		} else {
+			in.copier.copy(in.flat.([]float32), 0, 0)
+		}
 		r.in[i] = in.copy
 	}
 	out, err := r.exec.Execute(r.in, nil, 0)
@@ -119,24 +125,9 @@ func (r *region) run() error {
 	}
 	for i, v := range r.outputs {
 		v.foreign = out[i]
+		if v.flat, err = out[i].Data(); err != nil {
+			return err
+		}
 	}
-	return nil
-}
-
-// exportMask makes a buffer of booleans of a mask.
-func (x *executable) exportMask(v *value) error {
-	buf, flat, err := x.b.host.NewSharedBuffer(0, shapes.Make(dtypes.Bool, v.dims...))
-	if err != nil {
-		return err
-	}
-	if v.buf == nil {
-		v.buf = make([]float32, size(v.dims))
-	}
-	c := newCopier(v.in[0].view, 0, rowMajor(v.dims))
-	c.copy(v.buf, 0, 0)
-	for i, q := range v.buf {
-		flat.([]bool)[i] = q != 0
-	}
-	v.foreign = buf
 	return nil
 }

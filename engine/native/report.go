@@ -2,11 +2,10 @@ package native
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/gomlx/compute"
 )
 
 // Report says what a compiled computation consists of.
@@ -21,6 +20,8 @@ type Report struct {
 	Arena int
 	// Compile is how long planning took.
 	Compile time.Duration
+	// Cached is set if the plan was made earlier, for an equal computation.
+	Cached bool
 	// OnHost is set if the whole computation runs on the portable backend.
 	OnHost bool
 }
@@ -43,8 +44,8 @@ func (r Report) String() string {
 }
 
 // report counts what a plan consists of.
-func (x *executable) report(name string, took time.Duration) Report {
-	r := Report{Name: name, Foreign: map[string]int{}, Arena: 4 * len(x.arena), Compile: took}
+func (x *executable) report() Report {
+	r := Report{Foreign: map[string]int{}, Arena: 4 * len(x.arena)}
 	for _, g := range x.p.groups {
 		switch g.kind {
 		case loopGroup:
@@ -55,7 +56,7 @@ func (x *executable) report(name string, took time.Duration) Report {
 			r.Regions++
 			seen := map[*call]bool{}
 			for _, v := range g.members {
-				if !v.export && !seen[v.src.call] {
+				if !seen[v.src.call] {
 					seen[v.src.call] = true
 					r.Foreign[v.src.call.op.String()]++
 				}
@@ -68,14 +69,11 @@ func (x *executable) report(name string, took time.Duration) Report {
 // Observe calls f with a report of each computation that is compiled from now on; nil ends that.
 func (b *Backend) Observe(f func(Report)) { b.observe.Store(&f) }
 
-func (b *Builder) reported(x compute.Executable, took time.Duration) {
+func (b *Builder) reported(r Report) {
 	f := b.backend.observe.Load()
 	if f == nil || *f == nil {
 		return
 	}
-	if n, ok := x.(*executable); ok {
-		(*f)(n.report(b.name, took))
-	} else {
-		(*f)(Report{Name: b.name, OnHost: true, Compile: took})
-	}
+	r.Name, r.Foreign = b.name, maps.Clone(r.Foreign)
+	(*f)(r)
 }

@@ -40,15 +40,11 @@ func (v *value) reads() (views []view) {
 		for i := range v.in {
 			views = append(views, v.operand(i))
 		}
-	case kindStep:
+	case kindStep, kindTyped:
 		return v.step.reads()
 	case kindForeign:
 		for _, x := range v.in {
-			if x.isForeign() {
-				views = append(views, view{base: x})
-			} else {
-				views = append(views, x.view)
-			}
+			views = append(views, x.view)
 		}
 	}
 	return views
@@ -81,6 +77,11 @@ func (p *plan) schedule() {
 		for _, r := range reads {
 			need = max(need, r.base.group)
 		}
+		if len(v.set) > 0 && v.set[0] != v {
+			v.group = v.set[0].group
+			p.groups[v.group].members = append(p.groups[v.group].members, v)
+			continue
+		}
 		v.group = -1
 		for g := len(p.groups) - 1; g >= max(need, len(p.groups)-lookBack); g-- {
 			if p.groups[g].take(g, v, reads) {
@@ -103,23 +104,28 @@ func (p *plan) given(v *value) bool {
 		return true
 	case kindForeign:
 		switch {
-		case v.src.call.op == compute.OpTypeParameter:
+		case v.given:
 			return true
 		case v.src.call.op == compute.OpTypeConstant:
 			v.constant = true
 			return true
-		case v.export || slices.ContainsFunc(v.in, func(x *value) bool { return !x.constant }):
+		case slices.ContainsFunc(v.in, func(x *value) bool { return !x.constant || x.kind != kindForeign }):
 			return false
 		}
 		v.constant = true
 		p.constants = append(p.constants, v)
 		return true
-	case kindStep:
-		if s, ok := v.step.(*importStep); ok && s.from.constant {
-			v.kind, s.from.imported = kindConst, true
-			p.constants = append(p.constants, v)
-			return true
+	case kindStep, kindTyped:
+		// a constant is not ours to give away, so an output is not one
+		if !v.folds || slices.Contains(p.outs, v) || slices.ContainsFunc(v.reads(), func(r view) bool { return !r.base.constant }) {
+			return false
 		}
+		for _, r := range v.reads() {
+			r.base.imported = true
+		}
+		v.constant = true
+		p.constants = append(p.constants, v)
+		return true
 	}
 	return false
 }
@@ -142,9 +148,8 @@ func newGroup(v *value) *group {
 func (g *group) take(i int, v *value, reads []view) bool {
 	ok := false
 	switch {
-	case g.kind == regionGroup && v.kind == kindForeign && !v.export:
-		ok = !slices.ContainsFunc(reads, func(r view) bool { return r.base.group == i && !r.base.isForeign() })
-		ok = ok && !g.members[0].export
+	case g.kind == regionGroup && v.kind == kindForeign:
+		ok = true
 	case g.kind == loopGroup && (v.kind == kindElem || v.kind == kindReduce) && len(g.members) < maxMembers:
 		ok = g.takeRow(i, v, reads) || g.takeElem(i, v, reads)
 	}

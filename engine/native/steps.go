@@ -1,10 +1,7 @@
 package native
 
 import (
-	"fmt"
 	"slices"
-
-	"github.com/gomlx/compute/dtypes"
 
 	"github.com/lathe-ml/lathe/engine/kernel"
 )
@@ -36,7 +33,7 @@ func (c *copier) add(dst []float32) {
 	}
 }
 
-func copyAxes(dst, src []float32, at, from int, d, to, by []int) {
+func copyAxes[T any](dst, src []T, at, from int, d, to, by []int) {
 	switch len(d) {
 	case 0:
 		dst[at] = src[from]
@@ -215,66 +212,4 @@ func rest(n int, used ...[]int) (out []int) {
 		}
 	}
 	return out
-}
-
-// importStep makes a foreign value native.
-type importStep struct {
-	from  *value
-	dtype dtypes.DType
-}
-
-// canImport says whether values of a type can be converted to float32.
-func canImport(d dtypes.DType) bool {
-	switch d {
-	case dtypes.Float32, dtypes.Bool, dtypes.Int8, dtypes.Int16, dtypes.Int32, dtypes.Int64,
-		dtypes.Uint8, dtypes.Uint16, dtypes.Uint32, dtypes.Uint64, dtypes.Float64:
-		return true
-	}
-	return false
-}
-
-func (s *importStep) reads() []view       { return []view{{base: s.from}} }
-func (s *importStep) prepare(*executable) {}
-func (s *importStep) run(_ *executable, out []float32) {
-	flat, err := s.from.foreign.Data()
-	if err != nil {
-		panic(fmt.Errorf("reading a value of the portable backend: %w", err))
-	}
-	switch f := flat.(type) {
-	case []float32:
-		copy(out, f)
-	case []bool:
-		for i, v := range f {
-			out[i] = 0
-			if v {
-				out[i] = 1
-			}
-		}
-	case []int8:
-		convert(out, f)
-	case []int16:
-		convert(out, f)
-	case []int32:
-		convert(out, f)
-	case []int64:
-		convert(out, f)
-	case []uint8:
-		convert(out, f)
-	case []uint16:
-		convert(out, f)
-	case []uint32:
-		convert(out, f)
-	case []uint64:
-		convert(out, f)
-	case []float64:
-		convert(out, f)
-	default:
-		panic(fmt.Errorf("a value of type %T is not float32", flat))
-	}
-}
-
-func convert[T int8 | int16 | int32 | int64 | uint8 | uint16 | uint32 | uint64 | float64](dst []float32, src []T) {
-	for i, v := range src {
-		dst[i] = float32(v)
-	}
 }

@@ -1,19 +1,18 @@
-// Package bench times training steps of a fixed set of networks, so that backends and processors can be compared.
+// Package bench times training steps of a fixed set of networks, so that backends, processors and other frameworks can be
+// compared, and sets them against what the machine could do at best.
 package bench
 
 import (
 	"fmt"
 	"runtime"
-	"slices"
 	"time"
 
 	"github.com/gomlx/compute"
-	"github.com/gomlx/compute/dtypes"
-	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/internal/rng"
+	"github.com/lathe-ml/lathe/internal/stat"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/zoo"
@@ -40,12 +39,11 @@ var Networks = []Network{
 		n, err := zoo.ResNet(zoo.ResNetOptions{Size: 32, Channels: 3})
 		return classifier(n, err, normal(128, 32, 32, 3), labels(10, 128))
 	}},
-	{"dw", "depthwise-separable blocks, 64×64×3, batch 8", func() (*nn.Network, learn.LossFunc, []*tensors.Tensor, error) {
-		n, err := depthwise()
-		return classifier(n, err, normal(8, 64, 64, 3), labels(10, 8))
+	{"dw", "EfficientNet-Lite0 (depthwise), 224×224×3, batch 8", func() (*nn.Network, learn.LossFunc, []*tensors.Tensor, error) {
+		return efficientNet(224, 8)
 	}},
-	{"gpt", "character language model: 4 layers of width 128, context 128, batch 16", func() (*nn.Network, learn.LossFunc, []*tensors.Tensor, error) {
-		n, err := languageModel(4, 128, 128, 4, 96)
+	{"gpt", "CharLLaMA-4: 4 layers of width 128, context 128, batch 16", func() (*nn.Network, learn.LossFunc, []*tensors.Tensor, error) {
+		n, err := zoo.Decoder(zoo.DecoderOptions{})
 		return tokens(n, err, labels(96, 16, 128), labels(96, 16, 128))
 	}},
 	{"unet", "U-Net of three levels, 32×32×3, batch 16", func() (*nn.Network, learn.LossFunc, []*tensors.Tensor, error) {
@@ -81,6 +79,7 @@ func Find(name string) (Network, error) {
 type Step struct {
 	Network string  `json:"network"`
 	Backend string  `json:"backend,omitempty"`
+	Version string  `json:"version,omitempty"` // of what computed
 	Threads int     `json:"threads"`
 	CPU     float64 `json:"cpu_ms"`   // processor milliseconds of a step, median
 	Wall    float64 `json:"wall_ms"`  // milliseconds of a step, median
@@ -89,7 +88,10 @@ type Step struct {
 	Loss    float64 `json:"loss"`     // after the last step: that something was learned
 }
 
-// Run times steps after two steps of warm-up, of which the first compiles.
+// patience ends the timing of steps that take long, once two of them are timed.
+const patience = 4 * time.Second
+
+// Run times steps after two steps of warm-up, of which the first compiles. Fewer are timed when they take long.
 func (n Network) Run(b compute.Backend, steps int) (Step, error) {
 	net, loss, batch, err := n.make()
 	if err != nil {
@@ -102,7 +104,13 @@ func (n Network) Run(b compute.Backend, steps int) (Step, error) {
 	defer t.Finalize()
 	s := Step{Network: n.Name, Threads: runtime.GOMAXPROCS(0)}
 	var cpu, wall []float64
+	var begin time.Time
 	for i := range steps + 2 {
+		if i == 2 {
+			begin = time.Now()
+		} else if i >= 4 && time.Since(begin) > patience {
+			break
+		}
 		c, w := processorTime(), time.Now()
 		info, err := t.Step(batch...)
 		if err != nil {
@@ -117,10 +125,8 @@ func (n Network) Run(b compute.Backend, steps int) (Step, error) {
 		}
 		s.Loss = info.Loss
 	}
-	slices.Sort(cpu)
-	slices.Sort(wall)
 	if len(cpu) > 0 {
-		s.CPU, s.Wall = cpu[len(cpu)/2], wall[len(wall)/2]
+		s.CPU, s.Wall = stat.Median(cpu), stat.Median(wall)
 	}
 	s.RSS = peakMemory() >> 20
 	return s, nil
@@ -138,6 +144,11 @@ func tokens(n *nn.Network, err error, batch ...*tensors.Tensor) (*nn.Network, le
 		return learn.CrossEntropy(n.Lower(env, map[string]*graph.Node{"tokens": batch[0]})[0], batch[1])
 	}
 	return n, loss, batch, err
+}
+
+func efficientNet(size, batch int) (*nn.Network, learn.LossFunc, []*tensors.Tensor, error) {
+	n, err := zoo.EfficientNetLite0(zoo.EfficientNetLite0Options{Size: size})
+	return classifier(n, err, normal(batch, size, size, 3), labels(1000, batch))
 }
 
 func normal(dims ...int) *tensors.Tensor {
@@ -162,24 +173,6 @@ func labels(classes int, dims ...int) *tensors.Tensor {
 	return tensors.FromFlatDataAndDimensions(v, dims...)
 }
 
-// depthwise is EfficientNet-Lite0's first blocks at half its resolution.
-func depthwise() (*nn.Network, error) {
-	b := nn.NewBuilder(1)
-	x := b.Add("stem", nn.Conv2D(32, 3, 2), b.Image("image", 64, 64, 3))
-	in := 32
-	for i, o := range []struct{ out, stride, kernel int }{{16, 1, 3}, {24, 2, 3}, {40, 2, 5}, {80, 2, 3}, {112, 1, 5}} {
-		b.In(fmt.Sprintf("blk.%d", i), func() {
-			x = b.Add("act1", nn.ReLU, b.Add("norm1", nn.BatchNorm{}, b.Add("expand", nn.Conv2D(6*in, 1, 1), x)))
-			d := nn.Conv2D(6*in, o.kernel, o.stride)
-			d.Groups = 6 * in
-			x = b.Add("act2", nn.ReLU, b.Add("norm2", nn.BatchNorm{}, b.Add("depthwise", d, x)))
-			x = b.Add("norm3", nn.BatchNorm{}, b.Add("project", nn.Conv2D(o.out, 1, 1), x))
-		})
-		in = o.out
-	}
-	return b.Finish(b.Add("head", nn.Dense{Out: 10}, b.Add("pool", nn.GlobalAveragePool, x)))
-}
-
 func unet() (*nn.Network, error) {
 	b := nn.NewBuilder(1)
 	conv := func(name, x string, out, stride int) string {
@@ -195,20 +188,4 @@ func unet() (*nn.Network, error) {
 	z = conv("dec2", up("up2", z, y, 32), 32, 1)
 	z = conv("dec1", up("up1", z, x, 16), 16, 1)
 	return b.Finish(b.Add("head", nn.Conv2D(3, 1, 1), z))
-}
-
-// languageModel has the parts of LLaMA (RMS norm, gated feed-forward) without a causal mask, which costs nothing here.
-func languageModel(layers, context, dim, heads, symbols int) (*nn.Network, error) {
-	b := nn.NewBuilder(1)
-	x := b.Add("embed", nn.Embedding{N: symbols, Dim: dim}, b.Input("tokens", shapes.Make(dtypes.Int32, 1, context)))
-	for i := range layers {
-		b.In(fmt.Sprintf("blk.%d", i), func() {
-			x = b.Add("res1", nn.Add, x, zoo.Attention(b, "attn", b.Add("norm1", nn.RMSNorm{}, x), zoo.AttentionOptions{Heads: heads}))
-			h := b.Add("norm2", nn.RMSNorm{}, x)
-			gate := b.Add("act", nn.SiLU, b.Add("gate", nn.Dense{Out: 4 * dim, NoBias: true}, h))
-			h = b.Add("gated", nn.Mul, gate, b.Add("up", nn.Dense{Out: 4 * dim, NoBias: true}, h))
-			x = b.Add("res2", nn.Add, x, b.Add("down", nn.Dense{Out: dim, NoBias: true}, h))
-		})
-	}
-	return b.Finish(b.Add("head", nn.Dense{Out: symbols}, x))
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/lathe-ml/lathe/internal/nearest"
 	"github.com/lathe-ml/lathe/lab"
+	"github.com/lathe-ml/lathe/lab/exp/calibrate"
 	"github.com/lathe-ml/lathe/lab/exp/curate"
 	"github.com/lathe-ml/lathe/lab/exp/detect"
 	"github.com/lathe-ml/lathe/lab/exp/norm"
@@ -16,6 +17,7 @@ import (
 // All returns every experiment. A method has one.
 func All() []lab.Experiment {
 	return slices.Concat(
+		calibrate.Experiments(),
 		curate.Experiments(),
 		detect.Experiments,
 		norm.Experiments(),

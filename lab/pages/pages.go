@@ -4,7 +4,9 @@ package pages
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,10 +14,12 @@ import (
 	"github.com/lathe-ml/lathe/catalog"
 	"github.com/lathe-ml/lathe/internal/atomicfile"
 	"github.com/lathe-ml/lathe/lab"
+	"github.com/lathe-ml/lathe/lab/bench"
+	"github.com/lathe-ml/lathe/lab/normtable"
 	"github.com/lathe-ml/lathe/lab/report"
 )
 
-// Marks between which the table of the README is generated.
+// Marks between which the table of the README, and the measured part of docs/performance.md, are generated.
 const (
 	Begin = "<!-- results:begin -->"
 	End   = "<!-- results:end -->"
@@ -147,8 +151,9 @@ func cell(s string) string {
 	return strings.NewReplacer("|", "\\|", "\n", " ", "<", "&lt;").Replace(s)
 }
 
-// Write generates docs/methods below root from docs/results there, and the table of README.md when it has the marks. It
-// returns the files whose content changed; with check it changes none.
+// Write generates docs/methods below root from docs/results there, the table of README.md when it has the marks, and the
+// part of docs/performance.md between its marks from docs/performance.json, and that of docs/guides/norms.md from norms-*.json. It returns the files whose content changed;
+// with check it changes none.
 func Write(root string, check bool) (changed []string, err error) {
 	cards, err := catalog.All()
 	if err != nil {
@@ -181,6 +186,27 @@ func Write(root string, check bool) (changed []string, err error) {
 			order = append(order, "README.md")
 		}
 	}
+	measured := filepath.Join(root, "docs", "performance.json")
+	if r, err := bench.ReadResult(measured); err == nil {
+		text, err := os.ReadFile(filepath.Join(root, "docs", "performance.md"))
+		if err != nil {
+			return nil, err
+		}
+		out, ok, err := between(text, r.Page())
+		if err != nil || !ok {
+			return nil, fmt.Errorf("docs/performance.md: it wants the marks %s and %s (%v)", Begin, End, err)
+		}
+		files["docs/performance.md"] = out
+		order = append(order, "docs/performance.md")
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if guide, err := normsGuide(root); err != nil {
+		return nil, err
+	} else if guide != nil {
+		files["docs/guides/norms.md"] = guide
+		order = append(order, "docs/guides/norms.md")
+	}
 	for _, name := range order {
 		path := filepath.Join(root, filepath.FromSlash(name))
 		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, files[name]) {
@@ -198,6 +224,36 @@ func Write(root string, check bool) (changed []string, err error) {
 		}
 	}
 	return changed, nil
+}
+
+// normsGuide is docs/guides/norms.md with the tables of docs/guides/norms-*.json, which "lathe norms -o" wrote, between its
+// marks; nil when there are none.
+func normsGuide(root string) ([]byte, error) {
+	dir := filepath.Join(root, "docs", "guides")
+	names, err := filepath.Glob(filepath.Join(dir, "norms-*.json"))
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	var tables bytes.Buffer
+	for i, name := range names {
+		t, err := normtable.Read(name)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			tables.WriteByte('\n')
+		}
+		tables.Write(t.Markdown())
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "norms.md"))
+	if err != nil {
+		return nil, err
+	}
+	out, ok, err := between(text, tables.Bytes())
+	if err != nil || !ok {
+		return nil, fmt.Errorf("docs/guides/norms.md: it wants the marks %s and %s (%v)", Begin, End, err)
+	}
+	return out, nil
 }
 
 // between replaces what stands between the marks; ok is false when there are none.

@@ -7,16 +7,18 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
 )
 
 // Update is what an optimiser sees of one parameter.
 type Update struct {
 	W, Grad *graph.Node
-	Slots   []*graph.Node // the optimiser's state for this parameter, shaped like W
+	Slots   []*graph.Node // the optimiser's state for this parameter, shaped like W or as SlotShaper says
 	LR      *graph.Node   // scalar, with the parameter's own factor applied
 	Step    *graph.Node   // scalar, 1 for the first step
 	Decay   float64       // weight decay after the parameter's own factor; 0 for exempt parameters
+	NormSq  *graph.Node   // scalar, the squared L2 norm of all parameters' gradients together; nil unless a Joint asks for it
 }
 
 // Optimizer updates parameters from gradients.
@@ -27,6 +29,18 @@ type Optimizer interface {
 	Apply(u Update) (w *graph.Node, slots []*graph.Node)
 	// WeightDecay is the coefficient before per-parameter factors.
 	WeightDecay() float64
+}
+
+// SlotShaper is an Optimizer whose state is not shaped like the parameter. All state starts at zero.
+type SlotShaper interface {
+	Optimizer
+	SlotShape(slot int, w shapes.Shape) shapes.Shape
+}
+
+// Joint is an Optimizer that may need to know all gradients before it updates one parameter: it gets Update.NormSq.
+type Joint interface {
+	Optimizer
+	NeedsJointNorm() bool
 }
 
 // AdamW is Adam with decoupled weight decay (Kingma, Ba, arXiv:1412.6980, alg. 1; Loshchilov, Hutter, arXiv:1711.05101,
@@ -112,10 +126,13 @@ var optimizers = map[string]func(decay float64) Optimizer{
 	"adam":     func(d float64) Optimizer { return AdamW{Decay: d} },
 	"sgd":      func(d float64) Optimizer { return SGD{Momentum: .9, Decay: d} },
 	"nesterov": func(d float64) Optimizer { return SGD{Momentum: .9, Nesterov: true, Decay: d} },
+
+	"adagrad":     func(d float64) Optimizer { return AdaGrad{Decay: d} },
+	"adagradnorm": func(d float64) Optimizer { return AdaGradNorm{Decay: d} },
 }
 
-// ByName returns an optimiser with its usual settings: adamw (adam is the same without decay), sgd (momentum 0.9), or
-// nesterov.
+// ByName returns an optimiser with its usual settings: adamw (adam is the same without decay), sgd (momentum 0.9),
+// nesterov, adagrad or adagradnorm.
 func ByName(name string, decay float64) (Optimizer, error) {
 	if f := optimizers[name]; f != nil {
 		return f(decay), nil

@@ -25,6 +25,21 @@ func Cosine(steps, warmup int, floor float64) Schedule {
 	}
 }
 
+// CosineSamples is a schedule by training cases instead of steps, for batches whose size changes: call it with the number
+// of cases seen before the step. The factor is s/warmup below warmup, falls along half a cosine from 1 to floor between
+// warmup and decay, and stays at floor (arXiv:2402.11215, experiments). The rate is not scaled with the batch.
+func CosineSamples(decay, warmup int, floor float64) Schedule {
+	return func(s int) float64 {
+		switch {
+		case s < warmup:
+			return float64(s) / float64(warmup)
+		case s > decay || decay <= warmup:
+			return floor
+		}
+		return floor + (1-floor)*.5*(1+math.Cos(math.Pi*float64(s-warmup)/float64(decay-warmup)))
+	}
+}
+
 // Linear rises over warmup steps and falls on a line from 1 to floor.
 func Linear(steps, warmup int, floor float64) Schedule {
 	return func(step int) float64 {
@@ -55,6 +70,20 @@ func ScheduleByName(name string, steps int) (Schedule, error) {
 		return f(steps), nil
 	}
 	return nil, fmt.Errorf("optim: there is no schedule %q; use one of %s", name, strings.Join(ScheduleNames(), ", "))
+}
+
+// SampleScheduleByName returns a schedule over so many training cases, to be called with the number of cases seen: cosine
+// is CosineSamples with a tenth of them as warm-up, the others are ScheduleByName's on a thousand even parts.
+func SampleScheduleByName(name string, samples int) (Schedule, error) {
+	if name == "cosine" {
+		return CosineSamples(samples, samples/10, 0), nil
+	}
+	const parts = 1000
+	f, err := ScheduleByName(name, parts)
+	if err != nil {
+		return nil, err
+	}
+	return func(s int) float64 { return f(int(float64(s) / float64(max(samples, 1)) * parts)) }, nil
 }
 
 // ScheduleNames lists what ScheduleByName knows.

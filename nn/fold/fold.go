@@ -4,7 +4,6 @@ package fold
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/lathe-ml/lathe/nn"
 )
@@ -22,57 +21,25 @@ func BatchNorm(n *nn.Network) (folded []string, err error) {
 		if !ok || op.Always {
 			continue
 		}
-		prod := n.Producer(bn.In[0])
-		if prod == nil || !nn.IsPlain(prod.Op) || n.SharedParam(prod, "w") {
+		prod := soleProducer(n, bn)
+		if prod == nil {
 			continue
 		}
-		readers, isOut := n.Readers(bn.In[0])
-		if len(readers) != 1 || isOut {
-			continue
-		}
-		switch d := prod.Op.(type) {
-		case nn.Conv:
-			d.NoBias = false
-			err = mergeScale(n, bn, op, prod)
-			prod.Op = d
-		case nn.Dense:
-			d.NoBias = false
-			err = mergeScale(n, bn, op, prod)
-			prod.Op = d
-		default:
-			continue
-		}
+		scale, shift, err := affineOf(n, bn, op)
 		if err != nil {
 			return folded, err
 		}
+		if err := intoProducer(n, bn, prod, scale, shift); err != nil {
+			return folded, err
+		}
 		name := bn.Name
+		bn.In = bn.In[:1] // a mask matters while training only
 		if err := n.Bypass(name); err != nil {
 			return folded, err
 		}
 		folded = append(folded, name)
 	}
 	return folded, nil
-}
-
-func mergeScale(n *nn.Network, bn *nn.Node, op nn.BatchNorm, prod *nn.Node) error {
-	mean, variance := n.Param(bn, "mean").Data(), n.Param(bn, "var").Data()
-	gain, shift := dataOr(n.Param(bn, "w"), len(mean), 1), dataOr(n.Param(bn, "b"), len(mean), 0)
-	p := n.Param(prod, "w")
-	w, bias := p.Data(), dataOr(n.Param(prod, "b"), len(mean), 0)
-	if len(w)%len(mean) != 0 {
-		return fmt.Errorf("fold: norm %q has %d channels, weight of %q is %s", bn.Name, len(mean), prod.Name, p.Value.Shape())
-	}
-	per := len(w) / len(mean)
-	for o := range mean {
-		s := float64(gain[o]) / math.Sqrt(float64(variance[o])+op.Epsilon())
-		for i := o * per; i < (o+1)*per; i++ {
-			w[i] = float32(float64(w[i]) * s)
-		}
-		bias[o] = float32((float64(bias[o])-float64(mean[o]))*s + float64(shift[o]))
-	}
-	n.SetParam(prod, "w", nn.Weight, w, p.Value.Shape().Dimensions...)
-	n.SetParam(prod, "b", nn.Bias, bias, len(bias))
-	return nil
 }
 
 func dataOr(p *nn.Param, size int, fill float32) []float32 {
@@ -138,9 +105,8 @@ func allPlainDense(n *nn.Network, nodes []*nn.Node) bool {
 }
 
 // IntoReaders folds a scale and a shift of the input channels into dense layers: reader(scale·x + shift) becomes
-// reader'(x) with
-// W' = W·diag(scale), b' = b + W·shift. A missing bias is created.
-func IntoReaders(n *nn.Network, readers []*nn.Node, scale, shift []float32) error {
+// reader'(x) with W' = W·diag(scale), b' = b + W·shift. A missing bias is created.
+func IntoReaders[F float32 | float64](n *nn.Network, readers []*nn.Node, scale, shift []F) error {
 	for _, r := range readers {
 		d, ok := r.Op.(nn.Dense)
 		if !ok || !nn.IsPlain(d) {

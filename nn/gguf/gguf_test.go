@@ -268,3 +268,45 @@ func encode(t *testing.T, f *gguf.File, tokens ...string) (ids []int32) {
 	}
 	return ids
 }
+
+// TestTokensAreThoseOfTheReference compares with the tokenizers library on the same vocabulary.
+func TestTokensAreThoseOfTheReference(t *testing.T) {
+	data.RequireTest(t, "smollm2-135m-instruct")
+	raw, err := os.ReadFile("testdata/tokens.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cases []struct {
+		Text string
+		IDs  []int32
+	}
+	if err := json.Unmarshal(raw, &cases); err != nil {
+		t.Fatal(err)
+	}
+	path, err := data.Path(t.Context(), "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := gguf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	k, err := f.Tokenizer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range cases {
+		ids, err := k.Encode(c.Text)
+		if err != nil {
+			t.Errorf("%q: %v", c.Text, err)
+			continue
+		}
+		if !slices.Equal(ids, c.IDs) {
+			t.Errorf("%q: %v, want %v", c.Text, ids, c.IDs)
+		}
+		if back := k.Decode(ids); back != c.Text {
+			t.Errorf("%q comes back as %q", c.Text, back)
+		}
+	}
+}

@@ -46,7 +46,7 @@ func constructions() map[string]construction {
 		"AveragePool": buildPool, "MaxPool": buildPool, "GlobalAveragePool": buildGlobalPool, "GlobalMaxPool": buildGlobalPool,
 		"ArgMax": buildArgMax, "Resize": buildResize, "OneHot": buildOneHot,
 		"BatchNormalization": buildBatchNorm, "LayerNormalization": buildLayerNorm, "InstanceNormalization": buildInstanceNorm,
-		"GroupNormalization": buildGroupNorm, "~LayerNorm": buildFusedNorm, "~RMSNorm": buildFusedNorm,
+		"GroupNormalization": buildGroupNorm, "~LayerNorm": buildFusedNorm, "~RMSNorm": buildFusedNorm, "~CRMSNorm": buildCRMSNorm,
 		"Softmax": buildSoftmax, "LogSoftmax": buildSoftmax, "~Softmax": buildSoftmax,
 		"Clip": buildClip, "PRelu": buildPRelu, "LeakyRelu": buildActivation, "HardSigmoid": buildActivation, "Gelu": buildActivation,
 		"~Gelu": buildActivation, "~Silu": buildActivation, "HardSwish": buildActivation,

@@ -39,7 +39,7 @@ func (g *graph) fuse() {
 	for _, n := range g.nodes {
 		f.dropExpand(n)
 		for _, match := range []func(*node) bool{
-			f.gelu, f.hardSwish, f.silu, f.norm, f.normGain, f.normBias, f.softmax, f.denseBias, f.convBias, f.scaledMatMul, f.qdq,
+			f.gelu, f.hardSwish, f.silu, f.norm, f.crms, f.normGain, f.normBias, f.softmax, f.denseBias, f.convBias, f.scaledMatMul, f.qdq,
 		} {
 			if match(n) {
 				break

@@ -202,6 +202,7 @@ func exporters() map[string]exporter {
 		{nn.RepeatHeads{}, exportRepeatHeads},
 		{nn.LayerNorm{}, exportLayerNorm},
 		{nn.RMSNorm{}, exportRMSNorm},
+		{nn.CRMSNorm{}, exportCRMSNorm},
 		{nn.BatchNorm{}, exportBatchNorm},
 		{nn.GroupNorm{}, exportGroupNorm},
 		{nn.Unary{}, exportUnary},

@@ -17,6 +17,7 @@ type AttentionOptions struct {
 	RoPE    *nn.RoPE // positions by turning queries and keys; nil: none
 	NoBias  bool     // of the four sites
 	Init    nn.Init  // of their weights; nil: nn.Plain's
+	Mask    string   // a value that is added to the logits: [batch, 1, 1 or queries, keys]; "": none
 	// ValueInit and OutInit are those of the value's and the output's weights; nil: Init.
 	ValueInit, OutInit nn.Init
 }
@@ -66,6 +67,9 @@ func Attention(b *nn.Builder, name, x string, o AttentionOptions) string {
 		p := b.Add("logits", nn.MatMul{Scale: 1 / math.Sqrt(float64(width))}, q, k)
 		if o.Causal {
 			p = b.Add("masked", nn.CausalMask{}, p)
+		}
+		if o.Mask != "" {
+			p = b.Add("valid", nn.Add, p, o.Mask)
 		}
 		p = b.Add("probs", nn.Softmax{}, p)
 		c := b.Add("ctx.t", nn.Transpose{Perm: []int{0, 2, 1, 3}}, b.Add("ctx", nn.MatMul{}, p, v))

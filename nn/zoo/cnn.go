@@ -9,14 +9,16 @@ import (
 
 // ResNetOptions describe a CIFAR-style residual network over [batch, Size, Size, Channels].
 type ResNetOptions struct {
-	Size       int     // side of the square input in pixels; 0: 28
-	Channels   int     // 0: 1
-	Blocks     int     // basic blocks per stage: 1, 2, 3 give ResNet-8, -14, -20; 0: 1
-	Width      int     // channels of the first of three stages, doubled at each; 0: 16
-	StemStride int     // 0: 2
-	Classes    int     // 0: 10
-	Norm       nn.Norm // after every convolution; nil: nn.BatchNorm{}
-	Seed       uint64
+	Size       int // side of the square input in pixels; 0: 28
+	Channels   int // 0: 1
+	Blocks     int // basic blocks per stage: 1, 2, 3 give ResNet-8, -14, -20; 0: 1
+	Width      int // channels of the first of three stages, doubled at each; 0: 16
+	StemStride int // 0: 2
+	Classes    int // 0: 10
+	// Norm stands after every convolution; nil: nn.BatchNorm{}. One that is SelfActivated takes no ReLU behind it, is
+	// linear in front of the sum, and leaves the plain ReLU after the sum.
+	Norm nn.Norm
+	Seed uint64
 }
 
 // ResNet builds the network of He et al. (arXiv:1512.03385, section 4.2): a 3×3 stem, three stages of basic blocks with
@@ -35,15 +37,25 @@ func ResNet(o ResNetOptions) (*nn.Network, error) {
 		o.Norm = nn.BatchNorm{}
 	}
 	b := nn.NewBuilder(o.Seed)
-	conv := func(name, x string, out, k, stride int) string {
-		in := b.Shape(x).Dimensions[3]
-		c := nn.Conv2D(out, k, stride)
-		c.NoBias = true
-		c.W = nn.Plain{Init: nn.FanIn(k*k*in, math.Sqrt2)}
-		return b.Add(name+".norm", o.Norm, b.Add(name, c, x))
+	self, activated := o.Norm.(SelfActivated)
+	conv := func(name, x string, out, k, stride int, linear bool) string {
+		if b.Err() != nil {
+			return x
+		}
+		norm := o.Norm
+		if activated && linear {
+			norm = self.AsLinear()
+		}
+		return b.Add(name+".norm", norm, b.Add(name, kernel(out, k, stride, b.Shape(x).Dimensions[3]), x))
+	}
+	relu := func(name, x string) string {
+		if activated {
+			return x
+		}
+		return b.Add(name, nn.ReLU, x)
 	}
 	x := b.Image("image", o.Size, o.Size, o.Channels)
-	x = b.Add("stem.act", nn.ReLU, conv("stem", x, o.Width, 3, o.StemStride))
+	x = relu("stem.act", conv("stem", x, o.Width, 3, o.StemStride, false))
 	for stage := range 3 {
 		out := o.Width << stage
 		for block := range o.Blocks {
@@ -52,10 +64,9 @@ func ResNet(o ResNetOptions) (*nn.Network, error) {
 				if stage > 0 && block == 0 {
 					stride = 2
 				}
-				h := b.Add("act1", nn.ReLU, conv("conv1", x, out, 3, stride))
-				h = conv("conv2", h, out, 3, 1)
-				if stride > 1 || b.Shape(x).Dimensions[3] != out {
-					x = conv("short", x, out, 1, stride)
+				h := conv("conv2", relu("act1", conv("conv1", x, out, 3, stride, false)), out, 3, 1, true)
+				if b.Err() == nil && (stride > 1 || b.Shape(x).Dimensions[3] != out) {
+					x = conv("short", x, out, 1, stride, true)
 				}
 				x = b.Add("act2", nn.ReLU, b.Add("res", nn.Add, x, h))
 			})

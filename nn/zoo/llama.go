@@ -40,6 +40,59 @@ type DecoderOptions struct {
 // which keeps the gain of the 768 wide model. The options' zero value is CharLLaMA-4, the language model that the
 // experiments share: 4 blocks of width 128, 4 heads, SwiGLU of 384, an untied head, 880,000 parameters.
 func Decoder(o DecoderOptions) (*nn.Network, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	b := nn.NewBuilder(o.Seed)
+	x := b.Input("tokens", shapes.Make(dtypes.Int32, 1, o.Context))
+	x = b.Add("embed", nn.Embedding{N: o.Symbols, Dim: o.Dim, W: nn.Plain{Init: normal(o.Std)}}, x)
+	x = DecoderLayers(b, x, o)
+	x = b.Add("norm", o.Norm, x)
+	if o.Tied {
+		b.Share("w", "embed.w")
+	}
+	return b.Finish(b.Add("head", nn.Dense{Out: o.Symbols, NoBias: true, W: nn.Plain{Init: normal(o.Std)}}, x))
+}
+
+// DecoderLayers adds the Depth layers of a Decoder to a stream x [batch, tokens, Dim] and returns the new stream. Layer l
+// (from 1) is in the scope "blk.<l-1>".
+func DecoderLayers(b *nn.Builder, x string, o DecoderOptions) string {
+	o, err := o.withDefaults()
+	if err != nil {
+		b.Fail(err)
+		return x
+	}
+	kv := o.Dim / o.Heads * cmp.Or(o.KVHeads, o.Heads)
+	for i := range o.Depth {
+		p := o.Scheme.Plan(i+1, o.Depth)
+		dense := func(in, out int, gain float64) nn.Dense {
+			return nn.Dense{Out: out, NoBias: true, W: nn.Plain{Init: normal(p.std(o.Std, in, out, gain))}}
+		}
+		b.In(fmt.Sprintf("blk.%d", i), func() {
+			x = Residual(b, p, o.Norm, 1, x, func(h string) string {
+				return Attention(b, "attn", h, AttentionOptions{
+					Heads: o.Heads, KVHeads: o.KVHeads, Causal: true, RoPE: &nn.RoPE{Base: o.Base}, NoBias: true,
+					Init:      normal(p.std(o.Std, o.Dim, o.Dim, 1)),
+					ValueInit: normal(p.std(o.Std, o.Dim, kv, p.Inner)),
+					OutInit:   normal(p.std(o.Std, o.Dim, o.Dim, p.Gain)),
+				})
+			})
+			x = Residual(b, p, o.Norm, 2, x, func(h string) string {
+				up := b.Add("up", dense(o.Dim, o.MLP, p.Inner), h)
+				if o.Ungated {
+					return b.Add("down", dense(o.MLP, o.Dim, p.Gain), b.Add("act", o.Act, up))
+				}
+				gate := b.Add("act", o.Act, b.Add("gate", dense(o.Dim, o.MLP, p.Inner), h))
+				return b.Add("down", dense(o.MLP, o.Dim, p.Gain), b.Add("gated", nn.Mul, gate, up))
+			})
+		})
+	}
+	return x
+}
+
+// withDefaults fills the zero values in and refuses heads that do not fit.
+func (o DecoderOptions) withDefaults() (DecoderOptions, error) {
 	def := func(v *int, d int) {
 		if *v == 0 {
 			*v = d
@@ -61,42 +114,10 @@ func Decoder(o DecoderOptions) (*nn.Network, error) {
 		o.Act = nn.SiLU
 	}
 	if o.Dim < 1 || o.Heads < 1 || o.Dim%(2*o.Heads) != 0 {
-		return nil, fmt.Errorf("zoo: decoder: %d heads must divide width %d into an even width per head", o.Heads, o.Dim)
+		return o, fmt.Errorf("zoo: decoder: %d heads must divide width %d into an even width per head", o.Heads, o.Dim)
 	}
-	b := nn.NewBuilder(o.Seed)
-	std := cmp.Or(o.Std, .02*math.Sqrt(768/float64(o.Dim)))
-	kv := o.Dim / o.Heads * cmp.Or(o.KVHeads, o.Heads)
-	x := b.Input("tokens", shapes.Make(dtypes.Int32, 1, o.Context))
-	x = b.Add("embed", nn.Embedding{N: o.Symbols, Dim: o.Dim, W: nn.Plain{Init: normal(std)}}, x)
-	for i := range o.Depth {
-		p := o.Scheme.Plan(i+1, o.Depth)
-		dense := func(in, out int, gain float64) nn.Dense {
-			return nn.Dense{Out: out, NoBias: true, W: nn.Plain{Init: normal(p.std(std, in, out, gain))}}
-		}
-		b.In(fmt.Sprintf("blk.%d", i), func() {
-			x = Residual(b, p, o.Norm, 1, x, func(h string) string {
-				return Attention(b, "attn", h, AttentionOptions{
-					Heads: o.Heads, KVHeads: o.KVHeads, Causal: true, RoPE: &nn.RoPE{Base: o.Base}, NoBias: true,
-					Init:      normal(p.std(std, o.Dim, o.Dim, 1)),
-					ValueInit: normal(p.std(std, o.Dim, kv, p.Inner)),
-					OutInit:   normal(p.std(std, o.Dim, o.Dim, p.Gain)),
-				})
-			})
-			x = Residual(b, p, o.Norm, 2, x, func(h string) string {
-				up := b.Add("up", dense(o.Dim, o.MLP, p.Inner), h)
-				if o.Ungated {
-					return b.Add("down", dense(o.MLP, o.Dim, p.Gain), b.Add("act", o.Act, up))
-				}
-				gate := b.Add("act", o.Act, b.Add("gate", dense(o.Dim, o.MLP, p.Inner), h))
-				return b.Add("down", dense(o.MLP, o.Dim, p.Gain), b.Add("gated", nn.Mul, gate, up))
-			})
-		})
-	}
-	x = b.Add("norm", o.Norm, x)
-	if o.Tied {
-		b.Share("w", "embed.w")
-	}
-	return b.Finish(b.Add("head", nn.Dense{Out: o.Symbols, NoBias: true, W: nn.Plain{Init: normal(std)}}, x))
+	o.Std = cmp.Or(o.Std, .02*math.Sqrt(768/float64(o.Dim)))
+	return o, nil
 }
 
 // normal draws with a standard deviation; a negative one gives zeros.

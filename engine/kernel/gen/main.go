@@ -17,7 +17,9 @@ func main() {
 	for _, w := range []width{y, z} {
 		tiles(w)
 		vectors(w)
+		adam(w)
 	}
+	packs()
 	Generate()
 	stubs := flag.Lookup("stubs").Value.String()
 	text, err := os.ReadFile(stubs)

@@ -10,18 +10,22 @@ import (
 
 // Offsets of the fields of tileArgs.
 const (
-	argRows  = 0
-	argC     = 64
-	argRuns  = 128
-	argN     = 136
-	argAKS   = 144
-	argB     = 152
-	argBKS   = 160
-	argTable = 168
-	argNext  = 176
-	argAcc   = 184
-	argCols  = 192
-	argDone  = 200
+	argA     = 0
+	argRows  = 8
+	argC     = 16
+	argCRows = 24
+	argRuns  = 32
+	argN     = 40
+	argAKS   = 48
+	argB     = 56
+	argBKS   = 64
+	argTable = 72
+	argNext  = 80
+	argAcc   = 88
+	argCols  = 96
+	argDone  = 104
+	argAhead = 112
+	argPace  = 120
 )
 
 // rowRegs hold the rows of A. R14 and R15 are free in ABI0 code that is not linked dynamically.
@@ -57,6 +61,8 @@ func tile(w width, rows, v int, table bool) {
 		bk    = reg.R13 // table: the place of B's row
 		args  = reg.R14
 		base  = reg.R15 // table: the first column
+		ahead = reg.R13 // packed: the place to fetch for later
+		pace  = reg.R15 // packed: how far that moves
 		acc   = func(r, i int) reg.VecPhysical { return w.reg(r*v + i) }
 		bv    = func(i int) reg.VecPhysical { return w.reg(rows*v + i) }
 		bcast = func(r int) reg.VecPhysical { return w.reg(rows*v + v + r%2) }
@@ -74,14 +80,28 @@ func tile(w width, rows, v int, table bool) {
 		SHRQ(U8(16), reg.RAX)
 		KMOVW(reg.EAX, reg.K2)
 	}
+	// fetch what the end of the kernel reads and writes
+	MOVQ(field(argC), at)
+	MOVQ(field(argCRows), n)
 	for r := range rows {
-		MOVQ(field(argRows+8*r), rowRegs[r])
+		MOVLQSX(Mem{Base: n, Disp: 4 * r}, bk)
+		for line := 0; line < v*w.lanes; line += 16 {
+			PREFETCHT0(Mem{Base: at, Index: bk, Scale: 4, Disp: 4 * line})
+		}
+	}
+	MOVQ(field(argA), at)
+	MOVQ(field(argRows), n)
+	for r := range rows {
+		MOVLQSX(Mem{Base: n, Disp: 4 * r}, rowRegs[r])
+		LEAQ(Mem{Base: at, Index: rowRegs[r], Scale: 4}, rowRegs[r])
 	}
 	if table {
 		MOVQ(field(argTable), b)
 		MOVQ(field(argB), base)
 	} else {
 		MOVQ(field(argB), b)
+		MOVQ(field(argAhead), ahead)
+		MOVQ(field(argPace), pace)
 	}
 	for r := range rows {
 		for i := range v {
@@ -121,6 +141,8 @@ func tile(w width, rows, v int, table bool) {
 	if table {
 		ADDQ(Imm(4), b)
 	} else {
+		PREFETCHT1(Mem{Base: ahead})
+		ADDQ(pace, ahead)
 		ADDQ(field(argBKS), b)
 	}
 	DECQ(n)
@@ -128,7 +150,7 @@ func tile(w width, rows, v int, table bool) {
 	DECQ(field(argN))
 	JNZ(LabelRef("run"))
 
-	c := reg.RAX
+	c, places, off := reg.RAX, reg.R10, reg.R11
 	if w.lanes == 8 { // masks of the columns take the place of B
 		MOVQ(field(argCols), reg.RCX)
 		LEAQ(laneMask(), reg.RDX)
@@ -145,11 +167,13 @@ func tile(w width, rows, v int, table bool) {
 			SUBQ(Imm(8), reg.RCX)
 		}
 	}
+	MOVQ(field(argC), c)
+	MOVQ(field(argCRows), places)
 	store := func(add bool) {
 		for r := range rows {
-			MOVQ(field(argC+8*r), c)
+			MOVLQSX(Mem{Base: places, Disp: 4 * r}, off)
 			for i := range v {
-				m, a := Mem{Base: c, Disp: half * i}, acc(r, i)
+				m, a := Mem{Base: c, Index: off, Scale: 4, Disp: half * i}, acc(r, i)
 				if w.lanes == 16 {
 					if add {
 						VADDPS_Z(m, a, masks[i], a)

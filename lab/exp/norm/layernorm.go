@@ -20,7 +20,7 @@ import (
 )
 
 // Experiments lists the experiments of the family.
-func Experiments() []lab.Experiment { return []lab.Experiment{LayerNorm()} }
+func Experiments() []lab.Experiment { return []lab.Experiment{LayerNorm(), PowerNorm(), UnifiedNorm(), MixLN(), LayerNormScaling()} }
 
 // layerNormSizes are the sizes of the experiment at a scale.
 type layerNormSizes struct {

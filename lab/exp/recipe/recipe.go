@@ -30,16 +30,17 @@ type Loop struct {
 	ClipNorm float64 // 0: no limit
 
 	Optimizer optim.Optimizer `json:"-"` // nil: AdamW with Decay
+	Probe     learn.Probe     `json:"-"` // looks into every step; the hooks find what it saw in Info.Probed
 }
 
-// fit trains net on batches by step. What the hooks see is after every step.
-func (l Loop) fit(ctx context.Context, t *lab.Trial, net *nn.Network, loss learn.LossFunc, batch func(step int) ([]*tensors.Tensor, error), hooks []learn.Hook) error {
+// Fit trains net on batches by step, for recipes whose data are of the caller's making. The hooks run after every step.
+func (l Loop) Fit(ctx context.Context, t *lab.Trial, net *nn.Network, loss learn.LossFunc, batch func(step int) ([]*tensors.Tensor, error), hooks []learn.Hook) error {
 	optimizer := l.Optimizer
 	if optimizer == nil {
 		optimizer = optim.AdamW{Decay: l.Decay}
 	}
 	tr, err := learn.NewTrainer(t.Backend, &net.Params, loss, learn.Options{
-		Optimizer: optimizer, LR: l.LR, Schedule: optim.Cosine(l.Steps, l.Warmup, l.Floor), ClipNorm: l.ClipNorm, Seed: t.Seed,
+		Optimizer: optimizer, LR: l.LR, Schedule: optim.Cosine(l.Steps, l.Warmup, l.Floor), ClipNorm: l.ClipNorm, Seed: t.Seed, Probe: l.Probe,
 	})
 	if err != nil {
 		return err
@@ -121,7 +122,7 @@ func (r Text) Batch(c *Corpus, seed uint64, step int) ([]*tensors.Tensor, error)
 
 // Train trains net on the corpus.
 func (r Text) Train(ctx context.Context, t *lab.Trial, net *nn.Network, c *Corpus, hooks ...learn.Hook) error {
-	return r.fit(ctx, t, net, Loss(net), func(step int) ([]*tensors.Tensor, error) { return r.Batch(c, t.Seed, step) }, hooks)
+	return r.Fit(ctx, t, net, Loss(net), func(step int) ([]*tensors.Tensor, error) { return r.Batch(c, t.Seed, step) }, hooks)
 }
 
 // Validation are the held-out windows, disjoint, in parts of up to so many; limit is the most windows (0: all).
@@ -222,7 +223,7 @@ func (r Images) TrainOn(ctx context.Context, t *lab.Trial, net *nn.Network, s *S
 	if err != nil {
 		return err
 	}
-	return r.fit(ctx, t, net, learn.Classifier(net), func(step int) ([]*tensors.Tensor, error) {
+	return r.Fit(ctx, t, net, learn.Classifier(net), func(step int) ([]*tensors.Tensor, error) {
 		return r.Tensors(s, train, order.At(step))
 	}, hooks)
 }

@@ -1,0 +1,81 @@
+package kernel
+
+import "unsafe"
+
+// fetch is memory that tile kernels ask for while they compute, because what comes next will read it: reading it then
+// from beyond the second cache would take as long as a good part of the product. It is two stretches, of A and of B.
+type fetch struct {
+	part [2]stretch
+	at   int // bytes asked for
+	pace int
+}
+
+type stretch struct {
+	place uintptr
+	bytes int
+}
+
+func stretchOf(x []float32, from, to int) stretch {
+	from, to = max(0, from), min(len(x), to)
+	if from >= to {
+		return stretch{}
+	}
+	return stretch{uintptr(unsafe.Pointer(&x[from])), 4 * (to - from)}
+}
+
+// spread plans to ask for all of it in a number of requests.
+func (f *fetch) spread(requests int) {
+	f.pace = (f.part[0].bytes + f.part[1].bytes - f.at + requests - 1) / max(1, requests)
+}
+
+// next moves on by some bytes and says where and at what pace to go on.
+func (f *fetch) next(bytes int) (place uintptr, pace int) {
+	f.at += bytes
+	at := f.at
+	for _, p := range f.part {
+		if at < p.bytes {
+			return p.place + uintptr(at), f.pace
+		}
+		at -= p.bytes
+	}
+	return f.part[0].place, 0
+}
+
+// ahead returns what is read after piece i of a step: its share of the next step's operands, or the rows of A of the
+// next piece.
+func (g *Gemm) ahead(step, i int) (f fetch) {
+	if g.outer {
+		kb := step + 1
+		if kb == len(g.aRuns) {
+			return f
+		}
+		if g.packA && g.columns {
+			f.part[0] = share(g.av, &g.a, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, g.pieces)
+		}
+		if g.packB && !g.given && g.byRows {
+			f.part[1] = share(g.bv, &g.b, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, g.pieces)
+		}
+		return f
+	}
+	i = i/g.nPieces + 1
+	r0, r1 := i*g.perPiece*g.height, min(g.m, (i+1)*g.perPiece*g.height)
+	if g.columns || r0 >= g.m || g.nPieces > 1 {
+		return f
+	}
+	from, to := int(g.a.Batch[g.bi]+g.a.Rows[r0]), int(g.a.Batch[g.bi]+g.a.Rows[r1-1]+g.a.K[g.k-1])+1
+	if to-from <= 2*(r1-r0)*g.k {
+		f.part[0] = stretchOf(g.av, from, to)
+	}
+	return f
+}
+
+// share returns a share of k from k0 to k1 of an operand whose rows lie side by side, if little else lies between them.
+func share(x []float32, o *Operand, bi, k0, k1, i, n int) stretch {
+	rows := len(o.Rows)
+	from := int(o.Batch[bi] + o.Rows[0] + o.K[k0])
+	to := int(o.Batch[bi]+o.Rows[0]+o.K[k1-1]) + rows
+	if size := to - from; size > 0 && size <= 2*rows*(k1-k0) {
+		return stretchOf(x, from+size*i/n, from+size*(i+1)/n)
+	}
+	return stretch{}
+}

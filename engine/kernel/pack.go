@@ -1,0 +1,238 @@
+package kernel
+
+import "slices"
+
+// Packed operands. B is packed by blocks of k and panels, A by blocks of k and tiles: [k][width], with the width of a
+// panel, or half of it where that is enough, and of a tile.
+
+// packRows is how many k a piece packs that packs by rows.
+const packRows = 32
+
+// Workspace is the memory that products use while they run: Grow it for every Gemm that will use it, then run them one
+// after the other.
+type Workspace struct {
+	a, b   []float32 // packed operands
+	worker []workerSpace
+}
+
+type workerSpace struct {
+	a, b  []float32
+	args  tileArgs
+	one   [1]run
+	fetch fetch
+	_     [64]byte
+}
+
+// NewWorkspace returns an empty workspace for a pool of that many workers.
+func NewWorkspace(threads int) *Workspace { return &Workspace{worker: make([]workerSpace, threads)} }
+
+// Bytes returns the memory held.
+func (w *Workspace) Bytes() (n int) {
+	n = 4 * (len(w.a) + len(w.b))
+	for i := range w.worker {
+		n += 4 * (len(w.worker[i].a) + len(w.worker[i].b))
+	}
+	return n
+}
+
+// Grow makes room for a product.
+func (w *Workspace) Grow(g *Gemm) {
+	if !g.small {
+		buffers := min(2, len(w.worker))
+		if g.packB && !g.given {
+			n := g.PackedSize()
+			if g.outer {
+				n = min(n, g.bBuffer()*buffers)
+			}
+			w.b = atLeast(w.b, n)
+		}
+		if g.packA && g.outer {
+			w.a = atLeast(w.a, g.aBuffer()*buffers)
+		}
+	}
+	for i := range w.worker {
+		s := &w.worker[i]
+		if g.packB && g.small {
+			s.b = atLeast(s.b, g.bBuffer())
+		}
+		if g.packA && !g.outer {
+			s.a = atLeast(s.a, (2*mBlock/g.height+1)*g.tileLen())
+		}
+	}
+}
+
+func atLeast(s []float32, n int) []float32 {
+	if len(s) < n {
+		return make([]float32, n)
+	}
+	return s
+}
+
+// tileLen is the length of a packed tile. It is not a multiple of a page, so that tiles packed side by side do not
+// compete for the same lines of the first cache.
+func (g *Gemm) tileLen() int { return g.set.tile.ar*g.kLen + 16 }
+func (g *Gemm) aBuffer() int { return g.tiles * g.tileLen() }
+func (g *Gemm) bBuffer() int { return g.panels * g.set.tile.nr * g.kLen }
+
+// packsOfB is in how many pieces a block of B is packed.
+func (g *Gemm) packsOfB() int {
+	if g.byRows {
+		return (g.kLen + packRows - 1) / packRows
+	}
+	return g.panels
+}
+
+// packsOfA is in how many pieces a block of A is packed.
+func (g *Gemm) packsOfA() int {
+	if g.columns {
+		return (g.kLen + packRows - 1) / packRows
+	}
+	return (g.tiles + packTiles - 1) / packTiles
+}
+
+// packTiles is how many tiles of A a piece packs.
+const packTiles = 6
+
+// gemmPack packs B alone.
+type gemmPack Gemm
+
+func (j *gemmPack) Do(_, i int) {
+	g := (*Gemm)(j)
+	kb := i / g.packsOfB()
+	g.packBPiece(g.packed[g.blockAt(kb):], kb, i%g.packsOfB())
+}
+
+func (g *Gemm) packBPiece(d []float32, kb, i int) { g.packBOf(d, g.bi, kb, i) }
+
+// packBOf packs piece i of a block of B into d, which begins with the block.
+func (g *Gemm) packBOf(d []float32, bi, kb, i int) {
+	if !g.byRows {
+		g.packPanel(d[g.panelAt(i, kb):], bi, i, kb)
+		return
+	}
+	b := g.bv[int(g.b.Batch[bi])+int(g.b.Rows[0]):]
+	nr, kk := g.set.tile.nr, g.blockLen(kb)
+	whole := g.n / nr
+	for k := i * packRows; k < min(kk, (i+1)*packRows); k++ {
+		row := b[g.b.K[kb*g.kLen+k]:][:g.n]
+		if whole > 0 {
+			g.set.copyPanels(&d[k*nr], nr*kk, &row[0], nr, whole, nr/8)
+		}
+		if n := g.n - whole*nr; n > 0 {
+			w := nr
+			if g.halfWide(n) {
+				w = nr / 2
+			}
+			at := g.panelAt(whole, kb) + k*w
+			copy(d[at:at+n], row[whole*nr:])
+			clear(d[at+n : at+w])
+		}
+	}
+}
+
+// packPanel packs the columns of one panel, padded.
+func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
+	b := g.bv[g.b.Batch[bi]:]
+	nr, k0, kk, cols := g.set.tile.nr, kb*g.kLen, g.blockLen(kb), g.panelCols(p)
+	if g.halfWide(cols) {
+		nr /= 2
+	}
+	col := g.b.Rows[p*g.set.tile.nr:][:cols]
+	if n := sideBySide(col); n == cols || n >= 8 && cols%n == 0 { // copy whole stretches
+		for k := range kk {
+			q := d[k*nr : k*nr+nr]
+			at := int(g.b.K[k0+k])
+			for j := 0; j < cols; j += n {
+				copy(q[j:j+n], b[at+int(col[j]):])
+			}
+			clear(q[cols:])
+		}
+		return
+	}
+	if g.bRuns != nil && nr%8 == 0 {
+		for j := 0; j < nr; j += 8 {
+			g.packEight(d[j:], nr, b, g.bEights, min(g.n, p*g.set.tile.nr+j), g.bRuns[kb])
+		}
+		return
+	}
+	if cols < nr {
+		clear(d[:kk*nr])
+	}
+	for j, o := range col {
+		for k := range kk {
+			d[k*nr+j] = b[int(o)+int(g.b.K[k0+k])]
+		}
+	}
+}
+
+// packEight packs the eight rows that begin with number j, which have their k in runs side by side, to d[k*stride+i].
+// rows has eight more than there are.
+func (g *Gemm) packEight(d []float32, stride int, src []float32, rows []int32, j int, runs []run) {
+	k := 0
+	for _, r := range runs {
+		g.set.packEight(&d[k*stride], stride, &src[r.off], &rows[j : j+8][0], r.n)
+		k += r.n
+	}
+}
+
+// eightMore returns a table with its last entry repeated.
+func eightMore(t []int32) []int32 {
+	if len(t) == 0 {
+		return nil
+	}
+	return append(slices.Clone(t), slices.Repeat(t[len(t)-1:], 8)...)
+}
+
+// packAPiece packs piece i of a block of A into d, which begins with the block.
+func (g *Gemm) packAPiece(d []float32, kb, i int) {
+	if g.columns {
+		g.packColumns(d, g.bi, kb, 0, g.tiles, i*packRows, min(g.blockLen(kb), (i+1)*packRows))
+		return
+	}
+	t0 := i * packTiles
+	g.packTiles(d[t0*g.tileLen():], g.bi, kb, t0, min(g.tiles, t0+packTiles))
+}
+
+// packTiles packs tiles t0 to t1 of A into d.
+func (g *Gemm) packTiles(d []float32, bi, kb, t0, t1 int) {
+	if g.columns {
+		g.packColumns(d, bi, kb, t0, t1, 0, g.blockLen(kb))
+		return
+	}
+	a, ar, k0, kk := g.av[g.a.Batch[bi]:], g.set.tile.ar, kb*g.kLen, g.blockLen(kb)
+	runs := g.aRuns[kb]
+	eights := g.aK == 1 && ar == 8 && kk >= 4*len(runs)
+	for t := t0; t < t1; t++ {
+		rows := g.a.Rows[t*g.height : min(g.m, (t+1)*g.height)]
+		if eights {
+			g.packEight(d, ar, a, g.aEights, t*g.height, runs)
+		} else {
+			for x, o := range rows {
+				for k := range kk {
+					d[k*ar+x] = a[int(o)+int(g.a.K[k0+k])]
+				}
+			}
+		}
+		d = d[g.tileLen():]
+	}
+}
+
+// packColumns packs k from to end of tiles t0 to t1 of A, whose rows lie side by side, into d.
+func (g *Gemm) packColumns(d []float32, bi, kb, t0, t1, from, end int) {
+	r0, r1 := t0*g.height, min(g.m, t1*g.height)
+	a := g.av[int(g.a.Batch[bi])+int(g.a.Rows[r0]):]
+	ar, tile := g.set.tile.ar, g.tileLen()
+	whole := 0 // tiles whose eight elements are all there
+	if ar == 8 && r1-r0 >= 8 {
+		whole = (r1-r0-8)/g.height + 1
+	}
+	for k := from; k < end; k++ {
+		row := a[g.a.K[kb*g.kLen+k]:][:r1-r0]
+		if whole > 0 {
+			g.set.copyPanels(&d[k*ar], tile, &row[0], g.height, whole, 1)
+		}
+		for t := whole; t < t1-t0; t++ {
+			copy(d[t*tile+k*ar:][:g.height], row[t*g.height:])
+		}
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !amd64 || race
+
+package kernel
+
+// spinPause takes a moment, for loops that wait for another thread.
+func spinPause() {}

@@ -1,0 +1,13 @@
+package calibrate
+
+import (
+	"testing"
+
+	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/lab/labtest"
+)
+
+func TestTemperatureOverlapSmoke(t *testing.T) {
+	data.RequireTest(t, "fashion-mnist")
+	labtest.Smoke(t, TemperatureOverlap())
+}

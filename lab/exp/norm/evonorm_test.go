@@ -1,0 +1,13 @@
+package norm
+
+import (
+	"testing"
+
+	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/lab/labtest"
+)
+
+func TestEvoNormSmoke(t *testing.T) {
+	data.RequireTest(t, "fashion-mnist")
+	labtest.Smoke(t, EvoNorm())
+}

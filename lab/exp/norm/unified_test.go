@@ -1,0 +1,13 @@
+package norm
+
+import (
+	"testing"
+
+	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/lab/labtest"
+)
+
+func TestUnifiedNormSmoke(t *testing.T) {
+	data.RequireTest(t, "fashion-mnist", "austen")
+	labtest.Smoke(t, UnifiedNorm())
+}
