@@ -11,7 +11,7 @@ PYTHON  ?= python3
 FUZZTIME ?= 10m
 SEEDS   ?= 3
 
-.PHONY: build demo test test-native lint full peers bench bench-train fuzz data docs pretrained clean
+.PHONY: build demo test test-go lint full peers bench bench-train fuzz data docs pretrained clean
 
 build: ## bin/lathe
 	$(GO) build -o bin/lathe ./cmd/lathe
@@ -19,11 +19,11 @@ build: ## bin/lathe
 demo: build ## the main job on real data, offline: compress a vision transformer and judge it
 	./bin/lathe demo --report report.html
 
-test: ## all tests; what trains does so on the go backend, which is the same everywhere
+test: ## all tests, on the backend that users get: native where its kernels run
 	$(GO) test -timeout 20m ./...
 
-test-native: ## the tests that train and evaluate, on the native backend instead of go
-	LATHE_BACKEND=native $(GO) test -timeout 20m ./lab/... ./cmd/... ./compress/... ./learn/...
+test-go: ## the tests of what computes, on the portable backend
+	LATHE_BACKEND=go $(GO) test -timeout 20m ./nn/... ./learn/... ./design/... ./compress/... ./adapt/... ./lab/exp/quant ./lab/exp/restore
 
 lint: ## format (of what is not generated), vet, staticcheck; the order of the rooms is a test
 	@files=$$($(GO) list -f '{{.ImportPath}}' ./... | sed 's|^github.com/lathe-ml/lathe|.|; s|$$|/*.go|'); \

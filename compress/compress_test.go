@@ -12,7 +12,7 @@ import (
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 )
 
@@ -41,7 +41,7 @@ func TestEvaluateDoesNotDependOnTheBatch(t *testing.T) {
 	net, x := mlp(t), ramp(10)
 	var want []float32
 	for _, batch := range []int{10, 1, 3, 64} {
-		y, w, err := Evaluate(context.Background(), engine.Go(), net, x, batch)
+		y, w, err := Evaluate(context.Background(), enginetest.Backend(), net, x, batch)
 		if err != nil || w != 2 || len(y) != 20 {
 			t.Fatal(w, len(y), err)
 		}
@@ -57,11 +57,11 @@ func TestEvaluateDoesNotDependOnTheBatch(t *testing.T) {
 func TestCaptureAndRangesAgree(t *testing.T) {
 	net, x := mlp(t), ramp(11)
 	ctx := context.Background()
-	data, dims, err := Capture(ctx, engine.Go(), net, x, 4, "fc1", "act", "x")
+	data, dims, err := Capture(ctx, enginetest.Backend(), net, x, 4, "fc1", "act", "x")
 	if err != nil || !slices.Equal(dims[0], []int{11, 4}) || !slices.Equal(dims[2], []int{11, 3}) || len(data[1]) != 44 {
 		t.Fatal(dims, err)
 	}
-	r, err := Ranges(ctx, engine.Go(), net, x, 4, "fc1", "act", "x")
+	r, err := Ranges(ctx, enginetest.Backend(), net, x, 4, "fc1", "act", "x")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestCaptureAndRangesAgree(t *testing.T) {
 			t.Errorf("value %d: %v, want %g to %g", i, r[i], slices.Min(data[i]), slices.Max(data[i]))
 		}
 	}
-	if _, err := Ranges(ctx, engine.Go(), net, x, 4, "nothing"); err == nil {
+	if _, err := Ranges(ctx, enginetest.Backend(), net, x, 4, "nothing"); err == nil {
 		t.Error("an unknown value")
 	}
 }
@@ -78,7 +78,7 @@ func TestCaptureAndRangesAgree(t *testing.T) {
 func TestWalkShowsEverySiteWhatTheChangedNetworkFeedsIt(t *testing.T) {
 	net, x := mlp(t), ramp(5)
 	var order []string
-	err := Walk(context.Background(), engine.Go(), net, x, func(n *nn.Node, value func(string) *tensors.Tensor) error {
+	err := Walk(context.Background(), enginetest.Backend(), net, x, func(n *nn.Node, value func(string) *tensors.Tensor) error {
 		order = append(order, n.Name)
 		if n.Name == "act" {
 			_, err := net.InsertBefore("act", 0, "double", nn.Affine{Scale: 2})
@@ -86,7 +86,7 @@ func TestWalkShowsEverySiteWhatTheChangedNetworkFeedsIt(t *testing.T) {
 		}
 		if n.Name == "fc2" {
 			got := nn.Floats(value("act"))
-			fc1, _, err := Capture(context.Background(), engine.Go(), mlp(t), x, 0, "act")
+			fc1, _, err := Capture(context.Background(), enginetest.Backend(), mlp(t), x, 0, "act")
 			if err != nil {
 				return err
 			}
@@ -105,7 +105,7 @@ func TestWalkShowsEverySiteWhatTheChangedNetworkFeedsIt(t *testing.T) {
 		t.Fatal(order, err)
 	}
 	boom := errors.New("boom")
-	err = Walk(context.Background(), engine.Go(), mlp(t), x, func(n *nn.Node, _ func(string) *tensors.Tensor) error { return boom })
+	err = Walk(context.Background(), enginetest.Backend(), mlp(t), x, func(n *nn.Node, _ func(string) *tensors.Tensor) error { return boom })
 	if !errors.Is(err, boom) || !strings.Contains(err.Error(), "fc1") {
 		t.Error(err)
 	}
@@ -202,12 +202,12 @@ func TestSiteErrors(t *testing.T) {
 	if err := other.Params.Get("fc1.b").SetData(d); err != nil {
 		t.Fatal(err)
 	}
-	e, err := SiteErrors(context.Background(), engine.Go(), net, other, x, 3, []string{"x", "fc1"})
+	e, err := SiteErrors(context.Background(), enginetest.Backend(), net, other, x, 3, []string{"x", "fc1"})
 	if err != nil || e[0] != 0 || !(e[1] > 0) {
 		t.Fatal(e, err)
 	}
-	want, _, _ := Capture(context.Background(), engine.Go(), net, x, 0, "fc1")
-	got, _, _ := Capture(context.Background(), engine.Go(), other, x, 0, "fc1")
+	want, _, _ := Capture(context.Background(), enginetest.Backend(), net, x, 0, "fc1")
+	got, _, _ := Capture(context.Background(), enginetest.Backend(), other, x, 0, "fc1")
 	if r := RelativeError(want[0], got[0]); math.Abs(r-e[1]) > 1e-6*r {
 		t.Errorf("%g, want %g", e[1], r)
 	}

@@ -6,7 +6,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/compress"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/zoo"
 )
@@ -21,7 +21,7 @@ func TestPairsSeeBothNetworks(t *testing.T) {
 	x := compress.Examples{tensors.FromFlatDataAndDimensions([]float32{1, 2, 3, -1, .5, 2}, 2, 3)}
 	net := ref.Clone()
 	var names []string
-	err = compress.WalkPairs(t.Context(), engine.Go(), ref, net, x, func(p compress.Pair) error {
+	err = compress.WalkPairs(t.Context(), enginetest.Backend(), ref, net, x, func(p compress.Pair) error {
 		names = append(names, p.Site.Name)
 		if p.Number != len(names)-1 || p.Float != ref.Node(p.Site.Name) {
 			t.Errorf("site %d is %q beside %q", p.Number, p.Site.Name, p.Float.Name)
@@ -36,7 +36,7 @@ func TestPairsSeeBothNetworks(t *testing.T) {
 				t.Errorf("%s: input %d is %v, want %v times %v", p.Site.Name, i, xq[i], factor, xf[i])
 			}
 		}
-		out, err := ref.Run(engine.Go(), x, p.Site.Name)
+		out, err := ref.Run(enginetest.Backend(), x, p.Site.Name)
 		if err != nil {
 			return err
 		}

@@ -39,3 +39,28 @@ func PartnerNoise(labels []int32, classes int, eta float64, seed uint64, stream 
 	}
 	return noisy, partner, nil
 }
+
+// UniformNoise replaces the label of a share q of the examples, each with that probability, by a class drawn uniformly
+// from all, the true one included: a share q·(classes−1)/classes of the labels ends up wrong. Draws depend on seed, stream
+// and position alone, so that the noise stays the same over the epochs of a training. Labels are in [0, classes), classes
+// is at least 2, q in [0, 1]. It returns new labels.
+func UniformNoise(labels []int32, classes int, q float64, seed uint64, stream string) ([]int32, error) {
+	if classes < 2 {
+		return nil, fmt.Errorf("data: label noise among %d classes; want at least 2", classes)
+	}
+	if !(q >= 0 && q <= 1) {
+		return nil, fmt.Errorf("data: label noise with the probability %g; want 0 to 1", q)
+	}
+	r := rng.New(seed, "data/uniform/"+stream)
+	noisy := make([]int32, len(labels))
+	for i, y := range labels {
+		if y < 0 || int(y) >= classes {
+			return nil, fmt.Errorf("data: label %d of example %d; want 0 to %d", y, i, classes-1)
+		}
+		u, c := r.Float64(), int32(r.IntN(classes))
+		if noisy[i] = y; u < q {
+			noisy[i] = c
+		}
+	}
+	return noisy, nil
+}

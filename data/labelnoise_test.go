@@ -59,3 +59,48 @@ func TestPartnerNoiseRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestUniformNoise(t *testing.T) {
+	const n, classes = 20_000, 5
+	y := make([]int32, n)
+	for i := range y {
+		y[i] = int32(i % classes)
+	}
+	var before []int32
+	for _, q := range []float64{0, .4, 1} {
+		noisy, err := UniformNoise(y, classes, q, 3, "train")
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrong := 0.
+		for i, l := range noisy {
+			if l < 0 || l >= classes {
+				t.Fatalf("label %d", l)
+			}
+			if l != y[i] {
+				wrong++
+			}
+			if before != nil && before[i] != y[i] && l == y[i] {
+				t.Fatalf("example %d is wrong at a lower q and right at %g", i, q)
+			}
+		}
+		if want := q * (classes - 1) / classes; math.Abs(wrong/n-want) > .01 {
+			t.Errorf("q %g: %g of the labels are wrong, want %g", q, wrong/n, want)
+		}
+		again, _ := UniformNoise(y, classes, q, 3, "train")
+		other, _ := UniformNoise(y, classes, q, 3, "test")
+		if !slices.Equal(again, noisy) || q > 0 && slices.Equal(other, noisy) {
+			t.Errorf("q %g: the noise is not one of seed and stream", q)
+		}
+		before = noisy
+	}
+	for name, c := range map[string]struct {
+		labels  []int32
+		classes int
+		q       float64
+	}{"one class": {nil, 1, 0}, "q": {nil, 2, 1.5}, "below 0": {nil, 2, -.1}, "NaN": {nil, 2, math.NaN()}, "label": {[]int32{2}, 2, 0}, "negative": {[]int32{-1}, 2, 0}} {
+		if _, err := UniformNoise(c.labels, c.classes, c.q, 0, ""); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}

@@ -26,7 +26,8 @@ type Probe interface {
 
 // StepMicro does one update on the mean gradient of several micro-batches: what Step does on their concatenation, up to
 // rounding, when the loss is a mean over cases. Micro-batches of one shape are compiled once, whatever their number, and
-// one that is smaller counts for less. Norms with batch statistics see the micro-batches one by one. Info has the
+// one that is smaller counts for less. Batch norm sees the micro-batches one by one;
+// norms whose statistics must move once per step refuse to be trained this way. Info has the
 // weighted means of the losses and metrics. An error leaves the parameters as they were.
 func (t *Trainer) StepMicro(lr float64, micro [][]*tensors.Tensor) (Info, error) {
 	fail := func(err error) (Info, error) { return Info{}, fmt.Errorf("learn: step %d: %w", t.step+1, err) }
@@ -149,7 +150,7 @@ func (t *Trainer) buildMicro(inputs []*graph.Node) []*graph.Node {
 	w, sum := in.take(len(t.train)), in.take(len(t.train))
 	state, rest := in.take(len(t.state)), in.take(len(t.rest))
 	scalars := in.take(3)
-	d := t.differentiate(w, state, rest, scalars[0], scalars[1], in)
+	d := t.differentiate(w, state, rest, scalars[0], scalars[1], in, true)
 	var out []*graph.Node
 	for i, s := range sum {
 		out = append(out, graph.Add(s, graph.Mul(d.grads[i], graph.ConvertDType(scalars[2], s.DType()))))

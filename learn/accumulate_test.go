@@ -7,7 +7,7 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/optim"
 	"github.com/lathe-ml/lathe/nn"
@@ -37,11 +37,11 @@ func TestMicroBatchesEqualOneBatch(t *testing.T) {
 		"rows":        {Optimizer: optim.AdaGradNorm{RowWise: true}, LR: .1},
 	} {
 		a, b := vit(t, 0), vit(t, 0)
-		one, err := learn.NewTrainer(engine.Go(), &a.Params, learn.Classifier(a), o)
+		one, err := learn.NewTrainer(enginetest.Backend(), &a.Params, learn.Classifier(a), o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		many, err := learn.NewTrainer(engine.Go(), &b.Params, learn.Classifier(b), o)
+		many, err := learn.NewTrainer(enginetest.Backend(), &b.Params, learn.Classifier(b), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,7 +76,7 @@ func TestRefusedMicroBatchKeepsEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	x, y := images(8)
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestMaskedGradientsDoNotSlowTheOthers(t *testing.T) {
 	mask[0] = 1
 	before := w.Data()[0]
 	x, y := images(4)
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{
 		Optimizer: optim.AdaGradNorm{Init: 1e-12}, LR: .5,
 		Masks: map[string]*tensors.Tensor{"head.w": tensors.FromFlatDataAndDimensions(mask, w.Value.Shape().Dimensions...)},
 		Factors: func(p *nn.Param) learn.Factors {

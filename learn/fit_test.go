@@ -10,7 +10,7 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/optim"
 	"github.com/lathe-ml/lathe/nn"
@@ -23,7 +23,7 @@ func trainer(t *testing.T) (*nn.Network, *learn.Trainer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{
 		Optimizer: optim.AdamW{Decay: .1}, EMA: .99, Schedule: optim.Cosine(12, 2, 0), Seed: 9,
 	})
 	if err != nil {
@@ -95,7 +95,7 @@ func TestLoadRefusesForeignCheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{})
+	other, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestDivergenceIsReported(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{Optimizer: optim.SGD{}, LR: 1e30})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{Optimizer: optim.SGD{}, LR: 1e30})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/nn"
@@ -33,7 +34,7 @@ func maskedBatchNorm(t *testing.T, op nn.BatchNorm, x, mask []float32) (*nn.Netw
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, func(env *nn.Env, in []*graph.Node) *graph.Node {
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, func(env *nn.Env, in []*graph.Node) *graph.Node {
 		v := map[string]*graph.Node{"x": in[0]}
 		if mask != nil {
 			v["mask"] = in[1]
@@ -96,7 +97,7 @@ func TestMaskedBatchNormGradient(t *testing.T) {
 		y := node.Op.Lower(&nn.Ctx{Env: env, Node: node}, []*graph.Node{x, graph.Const(g, []float64{1, 0, 1, 1, 0})})[0]
 		return graph.ReduceAllSum(graph.Mul(y, graph.Sin(graph.IotaFull(g, y.Shape()))))
 	}
-	e, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+	e, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 		l := loss(in[0])
 		return append([]*graph.Node{l}, graph.Gradient(l, in[0])...)
 	})

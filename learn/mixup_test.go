@@ -10,6 +10,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/internal/stat"
 	"github.com/lathe-ml/lathe/learn"
@@ -90,7 +91,7 @@ func TestMixupRefuses(t *testing.T) {
 // mixed runs DMixup and the loss on logits in float64.
 func mixed(t *testing.T, mix learn.Mix, x [][]float64, labels []int32, classes int, logits [][]float64) (out []*tensors.Tensor) {
 	t.Helper()
-	ex, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+	ex, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 		xm, soft := learn.DMixup(in[0], graph.OneHot(in[1], classes, in[0].DType()), in[2], in[3])
 		loss := learn.SoftCrossEntropy(in[4], soft)
 		return []*graph.Node{xm, soft, loss, graph.Gradient(loss, in[4])[0]}
@@ -167,7 +168,7 @@ func TestMixedLossIsTheWeightedSumOfLosses(t *testing.T) {
 
 func TestUnmixedMixupIsPlainTraining(t *testing.T) {
 	const batch = 6
-	b := engine.Go()
+	b := enginetest.Backend()
 	x, y := images(batch)
 	train := func(loss func(*nn.Network) learn.LossFunc, extra ...*tensors.Tensor) []float32 {
 		n, err := zoo.MLP(zoo.MLPOptions{Inputs: 784, Hidden: []int{8}, Seed: 4})
@@ -217,7 +218,7 @@ func TestDMixupRefusesShapes(t *testing.T) {
 		"types":   {[]any{[][]int32{{1}, {2}}, [][]float32{{1, 0}, {0, 1}}, []float32{1}, [][]int32{{0, 1}}}, "floating"},
 		"target":  {[]any{[][]float32{{1}, {2}}, [][]float32{{1, 0}}, []float32{1}, [][]int32{{0, 1}}}, "permutations"},
 	} {
-		ex, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+		ex, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 			a, b := learn.DMixup(in[0], in[1], in[2], in[3])
 			return []*graph.Node{a, b}
 		})

@@ -195,8 +195,8 @@ type derivative struct {
 	reported     []*graph.Node // metrics, then what the probe observed
 }
 
-// differentiate lowers the loss on a batch.
-func (t *Trainer) differentiate(w, state, rest []*graph.Node, rng, step *graph.Node, batch []*graph.Node) derivative {
+// differentiate lowers the loss on a batch, or on one of several whose gradients are added up.
+func (t *Trainer) differentiate(w, state, rest []*graph.Node, rng, step *graph.Node, batch []*graph.Node, partial bool) derivative {
 	g := w[0].Graph()
 	cur := map[string]*graph.Node{}
 	for i, name := range t.train {
@@ -211,7 +211,7 @@ func (t *Trainer) differentiate(w, state, rest []*graph.Node, rng, step *graph.N
 	next, use := graph.RNGStateSplit(rng)
 	env := &nn.Env{
 		G: g, Training: true, DType: t.o.DType, RNG: use, SecondOrder: t.o.SecondOrder, Tap: map[string]*graph.Node{},
-		Step: graph.AddScalar(step, -1),
+		Step: graph.AddScalar(step, -1), Partial: partial,
 		Param: func(n string) *graph.Node {
 			if cur[n] == nil {
 				panic(fmt.Errorf("learn: parameter %q is not in the trained set", n))
@@ -371,7 +371,7 @@ func (t *Trainer) build(inputs []*graph.Node) []*graph.Node {
 	state, rest := in.take(len(t.state)), in.take(len(t.rest))
 	masks := t.takeMasks(&in)
 	scalars := in.take(4)
-	d := t.differentiate(w, state, rest, scalars[0], scalars[2], in)
+	d := t.differentiate(w, state, rest, scalars[0], scalars[2], in, false)
 	u := t.update(w, d.grads, slots, ema, d.state, masks, scalars[1], scalars[2], scalars[3])
 	return slices.Concat(u.w, u.slots, u.ema, d.state, []*graph.Node{d.rng, d.loss, u.norm}, d.reported)
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/optim"
@@ -38,7 +38,7 @@ func vit(t *testing.T, drop float64) *nn.Network {
 }
 
 func TestTrainingLowersTheLoss(t *testing.T) {
-	b := engine.Go()
+	b := enginetest.Backend()
 	x, y := images(16)
 	for name, opt := range map[string]optim.Optimizer{"adamw": optim.AdamW{Decay: .05}, "sgd": optim.SGD{Momentum: .9}, "nesterov": optim.SGD{Momentum: .9, Nesterov: true, Decay: 1e-4}} {
 		t.Run(name, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestTrainingLowersTheLoss(t *testing.T) {
 func TestCloneSurvivesTraining(t *testing.T) {
 	n := vit(t, 0)
 	x, y := images(4)
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestCloneSurvivesTraining(t *testing.T) {
 func TestRefusedBatchKeepsParameters(t *testing.T) {
 	n := vit(t, 0)
 	x, y := images(4)
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestMaskAndFactorsFreeze(t *testing.T) {
 	mask := make([]float32, w.Value.Shape().Size())
 	mask[0] = 1
 	before, norm := w.Data(), n.Params.Get("norm.w").Data()
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, learn.Classifier(n), learn.Options{
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{
 		Masks: map[string]*tensors.Tensor{"head.w": tensors.FromFlatDataAndDimensions(mask, w.Value.Shape().Dimensions...)},
 		Factors: func(p *nn.Param) learn.Factors {
 			if p.Name == "norm.w" {
@@ -156,7 +156,7 @@ func TestAdamWMatchesHandValue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, func(env *nn.Env, batch []*graph.Node) *graph.Node {
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, func(env *nn.Env, batch []*graph.Node) *graph.Node {
 		return graph.ReduceAllSum(graph.MulScalar(n.Lower(env, map[string]*graph.Node{"x": batch[0]})[0], 2))
 	}, learn.Options{Optimizer: optim.AdamW{Decay: .5}, LR: .1})
 	if err != nil {

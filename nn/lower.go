@@ -28,6 +28,9 @@ type Env struct {
 	// Step is how many optimiser steps were done before this one, a scalar, while a trainer trains; nil otherwise. What
 	// changes along the training (a blend of two norms, a rate) follows it, not a counter of its own.
 	Step *graph.Node
+	// Partial says that the batch is one of several whose gradients are added up for one step. What must move once per
+	// step refuses it.
+	Partial bool
 
 	Override map[string]*graph.Node // value name -> what readers see instead
 	Tap      map[string]*graph.Node // if not nil, every value (and every Record) is put here

@@ -14,6 +14,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/fold"
@@ -41,7 +42,7 @@ func build(t *testing.T, op nn.Op, in ...int) *nn.Network {
 
 func run(t *testing.T, n *nn.Network, in ...*tensors.Tensor) []float64 {
 	t.Helper()
-	out, err := n.Run(engine.Go(), in)
+	out, err := n.Run(enginetest.Backend(), in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,11 +137,11 @@ func checkGradient(t *testing.T, n *nn.Network, x *tensors.Tensor, training, sec
 			trained = append(trained, i+1)
 		}
 	}
-	value, err := engine.NewExec(engine.Go(), func(a []*graph.Node) []*graph.Node { return []*graph.Node{loss(a)} })
+	value, err := engine.NewExec(enginetest.Backend(), func(a []*graph.Node) []*graph.Node { return []*graph.Node{loss(a)} })
 	if err != nil {
 		t.Fatal(err)
 	}
-	grads, err := engine.NewExec(engine.Go(), func(a []*graph.Node) []*graph.Node {
+	grads, err := engine.NewExec(enginetest.Backend(), func(a []*graph.Node) []*graph.Node {
 		var w []*graph.Node
 		for _, i := range trained {
 			w = append(w, a[i])
@@ -225,7 +226,7 @@ func TestGradientsMatchFiniteDifferences(t *testing.T) {
 func TestBatchNormRunsAsPyTorchDoes(t *testing.T) {
 	n := build(t, nn.BatchNorm{}, 4, 2)
 	x := tensors.FromValue([][]float32{{1, 10}, {2, 20}, {3, 30}, {6, 40}})
-	e, err := engine.NewExec(engine.Go(), func(a []*graph.Node) []*graph.Node {
+	e, err := engine.NewExec(enginetest.Backend(), func(a []*graph.Node) []*graph.Node {
 		cur := map[string]*graph.Node{"op.w": a[1], "op.b": a[2], "op.mean": a[3], "op.var": a[4]}
 		env := &nn.Env{G: a[0].Graph(), Training: true, Param: func(s string) *graph.Node { return cur[s] }, Update: func(s string, v *graph.Node) { cur[s] = v }}
 		y := n.Lower(env, map[string]*graph.Node{"x": a[0]})[0]
@@ -352,14 +353,14 @@ func paramNames(n *nn.Network) func(func(string) bool) {
 func TestOverrideAndTap(t *testing.T) {
 	n := vit(t)
 	x := random(1, 2, 28, 28, 1)
-	out, err := n.Run(engine.Go(), []*tensors.Tensor{x}, "blk.0.attn.probs", "norm")
+	out, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x}, "blk.0.attn.probs", "norm")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := out[1].Shape().Dimensions; !slices.Equal(got, []int{2, 2, 17, 17}) {
 		t.Errorf("probabilities are %v", got)
 	}
-	r, err := nn.NewRunner(engine.Go(), n, nn.RunOptions{Override: []string{"blk.1.res2"}, Taps: []string{"norm"}})
+	r, err := nn.NewRunner(enginetest.Backend(), n, nn.RunOptions{Override: []string{"blk.1.res2"}, Taps: []string{"norm"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -370,7 +371,7 @@ func TestOverrideAndTap(t *testing.T) {
 	if maxDiff(t, nn.Float64s(o2[1]), nn.Float64s(out[2])) == 0 {
 		t.Error("overriding the last residual changes nothing")
 	}
-	if _, err := n.Run(engine.Go(), []*tensors.Tensor{x}, "nowhere"); err == nil {
+	if _, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x}, "nowhere"); err == nil {
 		t.Error("a tap on an unknown value was accepted")
 	}
 }
@@ -391,7 +392,7 @@ func TestFoldBatchNormKeepsTheFunction(t *testing.T) {
 		}
 	}
 	x := random(1, 2, 28, 28, 1)
-	want, err := n.Run(engine.Go(), []*tensors.Tensor{x}, "stage.1.0.conv1.norm")
+	want, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x}, "stage.1.0.conv1.norm")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -403,7 +404,7 @@ func TestFoldBatchNormKeepsTheFunction(t *testing.T) {
 	if err := n.Check(); err != nil {
 		t.Fatal(err)
 	}
-	got, err := n.Run(engine.Go(), []*tensors.Tensor{x}, "stage.1.0.conv1.norm")
+	got, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x}, "stage.1.0.conv1.norm")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -448,7 +449,7 @@ func TestInsertedNodeShiftsNoRandomness(t *testing.T) {
 	x := random(1, 2, 28, 28, 1)
 	eval := func() []float64 {
 		names := slices.Collect(paramNames(n))
-		e, err := engine.NewExec(engine.Go(), func(a []*graph.Node) []*graph.Node {
+		e, err := engine.NewExec(enginetest.Backend(), func(a []*graph.Node) []*graph.Node {
 			cur := map[string]*graph.Node{}
 			for i, p := range names {
 				cur[p] = a[i+1]
@@ -558,7 +559,7 @@ func TestSecondDerivatives(t *testing.T) {
 			labels := tensors.FromValue([]int32{0, 3, 5, 9})
 			params := slices.Collect(n.Params.All())
 			directional := func(twice bool) func(shift float64) float64 {
-				e, err := engine.NewExec(engine.Go(), func(a []*graph.Node) []*graph.Node {
+				e, err := engine.NewExec(enginetest.Backend(), func(a []*graph.Node) []*graph.Node {
 					cur := map[string]*graph.Node{}
 					var w, dir []*graph.Node
 					for i, p := range params {

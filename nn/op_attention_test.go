@@ -8,7 +8,7 @@ import (
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
 )
@@ -21,7 +21,7 @@ func lowered(t *testing.T, op nn.Op, v []float32, dims ...int) ([]float32, error
 	if err != nil {
 		return nil, err
 	}
-	out, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(v, dims...)})
+	out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(v, dims...)})
 	if err != nil {
 		return nil, err
 	}

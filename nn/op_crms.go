@@ -15,10 +15,11 @@ import (
 //	y = x/√((Σx² + (Σx)²)/(d'+1) + eps)
 //
 // which are the first d' coordinates of RMSNorm of the whole vector, eps included (Jiang et al., arXiv:2305.14858, eq. 8).
-// It has no parameters: gain and bias belong into the layers that read it. x is [..., d'] with d' of at least 1. nn/fold
+// It has no parameters: gain and bias belong into the layers that read it. The axis has at least one element. nn/fold
 // makes a pre-norm network such a one.
 type CRMSNorm struct {
-	Eps float64 // inside the root; 0: 1e-5
+	Eps  float64 // inside the root; 0: 1e-5
+	Axis int     // 0: the last (the batch axis cannot be meant)
 }
 
 var _ Norm = CRMSNorm{}
@@ -30,30 +31,30 @@ func (CRMSNorm) Kind() string { return "crmsnorm" }
 func (d CRMSNorm) Epsilon() float64 { return cmp.Or(d.Eps, 1e-5) }
 
 // Params are none.
-func (CRMSNorm) Params(in []shapes.Shape) []Spec {
-	affineSpecs(in[0], normAxes(in[0], nil), true, true) // checks the input
+func (d CRMSNorm) Params(in []shapes.Shape) []Spec {
+	affineSpecs(in[0], normAxes(in[0], []int{cmp.Or(d.Axis, -1)}), true, true) // checks the input
 	return nil
 }
 
 // Lower normalises.
 func (d CRMSNorm) Lower(_ *Ctx, xs []*graph.Node) []*graph.Node {
-	return []*graph.Node{CompressedRMS(xs[0], d.Epsilon())}
+	return []*graph.Node{CompressedRMS(xs[0], d.Epsilon(), cmp.Or(d.Axis, -1))}
 }
 
-// CompressedRMS is the kernel of CRMSNorm on plain values: over the last axis. Statistics of half precision values are
+// CompressedRMS is the kernel of CRMSNorm on plain values, over one axis (negative: from the end). Statistics of half precision values are
 // computed in float32. It panics, as graph functions do, on integers and scalars.
-func CompressedRMS(x *graph.Node, eps float64) *graph.Node {
+func CompressedRMS(x *graph.Node, eps float64, axis int) *graph.Node {
 	dtype := x.DType()
-	if !dtype.IsFloat() || x.Rank() < 1 || x.Shape().Dimensions[x.Rank()-1] < 1 {
+	if !dtype.IsFloat() || x.Rank() < 1 || x.Shape().Dimensions[normAxes(x.Shape(), []int{axis})[0]] < 1 {
 		panic(fmt.Errorf("cannot normalise %s: want floats [..., d-1]", x.Shape()))
 	}
 	v := x
 	if dtype.Bits() < 32 {
 		v = graph.ConvertDType(x, dtypes.Float32)
 	}
-	last := graph.ReduceAndKeep(v, graph.ReduceSum, -1) // minus the coordinate that was left out
-	sum := graph.Add(graph.ReduceAndKeep(graph.Mul(v, v), graph.ReduceSum, -1), graph.Mul(last, last))
-	d := float64(x.Shape().Dimensions[x.Rank()-1] + 1)
+	last := graph.ReduceAndKeep(v, graph.ReduceSum, axis) // minus the coordinate that was left out
+	sum := graph.Add(graph.ReduceAndKeep(graph.Mul(v, v), graph.ReduceSum, axis), graph.Mul(last, last))
+	d := float64(x.Shape().Dimensions[normAxes(x.Shape(), []int{axis})[0]] + 1)
 	y := graph.Mul(v, rsqrt(graph.AddScalar(graph.MulScalar(sum, 1/d), eps)))
 	if y.DType() != dtype {
 		y = graph.ConvertDType(y, dtype)

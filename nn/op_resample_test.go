@@ -8,7 +8,7 @@ import (
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
 )
@@ -59,7 +59,7 @@ func TestConvTransposeIsTheAdjointOfConv(t *testing.T) {
 			return tensors.FromFlatDataAndDimensions(d, dims...)
 		}
 		tx, ty := draw("x", 2, c.height, c.width, in), draw("y", 2, c.rows, c.cols, out)
-		got, err := net.Run(engine.Go(), []*tensors.Tensor{tx, ty})
+		got, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tx, ty})
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
@@ -97,7 +97,7 @@ func TestResizeKeepsConstantsAndRefusesNonsense(t *testing.T) {
 		for i := range x {
 			x[i] = .75
 		}
-		got, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 1, 4, 5, 2)})
+		got, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 1, 4, 5, 2)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/metric"
 	"github.com/lathe-ml/lathe/internal/rng"
@@ -47,7 +48,7 @@ func TestFixtures(t *testing.T) {
 			return map[string]any{"temperature": best.T, "nll_before": best.NLLBefore, "nll_after": best.NLLAfter, "release_lbfgs_temperature": release.T}
 		},
 		"d_mixup": func(t *testing.T, c *fixture.Case) map[string]any {
-			ex, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+			ex, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 				x, soft := learn.DMixup(in[0], graph.OneHot(in[1], c.Params["classes"].Int(), dtypes.Float64), in[2], in[3])
 				loss := learn.SoftCrossEntropy(in[4], soft)
 				return []*graph.Node{x, soft, loss, graph.Gradient(loss, in[4])[0]}

@@ -18,7 +18,7 @@ import (
 
 	"github.com/lathe-ml/lathe/compress"
 	"github.com/lathe-ml/lathe/data"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
@@ -88,7 +88,7 @@ func TestCompressWritesWhatItReports(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			y, _, err := compress.Evaluate(t.Context(), engine.Go(), back, compress.Examples{x.Tensor()}, 0)
+			y, _, err := compress.Evaluate(t.Context(), enginetest.Backend(), back, compress.Examples{x.Tensor()}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}

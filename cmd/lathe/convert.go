@@ -41,7 +41,7 @@ var conversions = []struct {
 		r.Recentred, err = recentred(fold.ToPreCRMS(net))
 		return err
 	}},
-	{"fused", "norms with running statistics go into their neighbours, as lathe fold does", func(net *nn.Network, r *convertReport) error {
+	{"fused", "norms with running statistics (batch, unified, power-plain, repbn, prepbn) go into the weights around them", func(net *nn.Network, r *convertReport) error {
 		done, err := fold.Norms(net)
 		if err != nil {
 			return err
@@ -49,9 +49,9 @@ var conversions = []struct {
 		if len(done.Folded)+len(done.Explicit) == 0 {
 			return errors.New("there is no norm with running statistics to merge; layer norms are converted by --norm rms")
 		}
-		r.Folded = &foldReport{Folded: done.Folded, Explicit: done.Explicit}
+		r.Folded, r.Explicit = done.Folded, done.Explicit
 		for _, k := range done.Kept {
-			r.Kept = append(r.Kept, foldKept(k))
+			r.Kept = append(r.Kept, keptNorm(k))
 		}
 		return nil
 	}},
@@ -77,8 +77,9 @@ type convertReport struct {
 	Norm      string           `json:"norm"`
 	Output    string           `json:"output"`
 	Recentred *fold.Recentered `json:"recentred,omitempty"`
-	Folded    *foldReport      `json:"folded,omitempty"`
-	Kept      []foldKept       `json:"kept,omitempty"`
+	Folded    []string         `json:"folded,omitempty"`   // norms that went into neighbouring weights
+	Explicit  []string         `json:"explicit,omitempty"` // norms that became a scale and a shift
+	Kept      []keptNorm       `json:"kept,omitempty"`
 
 	Inputs     string           `json:"inputs"` // what the equality was checked on
 	Equality   fold.Equivalence `json:"equality"`
@@ -87,6 +88,12 @@ type convertReport struct {
 	Parameters [2]int           `json:"parameters"`         // constants not counted
 	MACs       [2]int64         `json:"multiply_adds"`      // of one case
 	Time       *convertTime     `json:"time,omitempty"`
+}
+
+// keptNorm is a norm that stays, and why.
+type keptNorm struct {
+	Node   string `json:"node"`
+	Reason string `json:"reason"`
 }
 
 // convertTime is the time of one batch in seconds: medians over the rounds, and the ratio after/before of the paired rounds
@@ -209,7 +216,7 @@ func convert(ctx context.Context, a *app, model string, f convertFlags) (*conver
 	}
 	if r.Recentred != nil {
 		for _, k := range r.Recentred.Kept {
-			r.Kept = append(r.Kept, foldKept(k))
+			r.Kept = append(r.Kept, keptNorm(k))
 		}
 	}
 	r.Nodes, r.Parameters = [2]int{len(before.Nodes), len(after.Nodes)}, [2]int{before.Params.Count(), after.Params.Count()}
@@ -474,10 +481,8 @@ func (r *convertReport) write(w io.Writer) error {
 		list("norms that keep gain and bias, because something else than linear layers reads them", c.Affine)
 		list("norms behind which a dense layer gives the whole vector back", c.Wide)
 	}
-	if c := r.Folded; c != nil {
-		list("merged into neighbouring layers", c.Folded)
-		list("a scale and a shift in their place", c.Explicit)
-	}
+	list("merged into neighbouring layers", r.Folded)
+	list("a scale and a shift in their place", r.Explicit)
 	for _, k := range r.Kept {
 		fmt.Fprintf(w, "kept: %s: %s\n", k.Node, k.Reason)
 	}

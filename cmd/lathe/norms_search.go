@@ -33,17 +33,17 @@ func normFromFile(value string) (n nn.Norm, isFile bool, err error) {
 }
 
 type normsSearchFlags struct {
-	data, images, labels        string
-	space, output, report       string
-	minutes                     float64
-	proposals                   int
-	size, width, groups         int
-	batch, steps, limit, final  int
-	lr                          float64
-	window, tournament, atOnce  int
-	fresh                       float64
-	average, random, startAfter bool
-	seed                        uint64
+	data, images, labels       string
+	space, output, report      string
+	minutes                    float64
+	proposals                  int
+	size, width, groups        int
+	batch, steps, limit, final int
+	lr                         float64
+	window, tournament, atOnce int
+	fresh                      float64
+	average, startAfter        bool
+	seed                       uint64
 }
 
 func newNormsSearchCommand(a *app) *cobra.Command {
@@ -93,9 +93,9 @@ finished search is prolonged by the same command with more --minutes or --propos
 	fl.Float64Var(&f.lr, "lr", 0.1, "learning rate of SGD with momentum")
 	fl.IntVar(&f.limit, "limit", 7000, "use at most so many images, drawn by class")
 	fl.IntVar(&f.final, "final", 10, "best layers that are trained again, twice as wide and three times as long")
-	fl.IntVar(&f.window, "window", 100, "newest accepted layers that can have children")
-	fl.IntVar(&f.tournament, "tournament", 5, "of them that compete to have one")
-	fl.Float64Var(&f.fresh, "random", 0.3, "share of proposals that are new random layers")
+	fl.IntVar(&f.window, "window", 200, "newest accepted layers that can have children")
+	fl.IntVar(&f.tournament, "tournament", 50, "of them that compete to have one")
+	fl.Float64Var(&f.fresh, "random", 0.2, "share of proposals that are new random layers")
 	fl.IntVar(&f.atOnce, "parallel", 2, "layers judged at once; another number is another search")
 	fl.BoolVar(&f.average, "average", false, "the best mean wins a tournament (default: any layer of its Pareto front)")
 	fl.Uint64Var(&f.seed, "seed", 0, "of everything random")

@@ -24,7 +24,6 @@ var verbs = []struct {
 }{
 	{groupUse, newCurateCommand},
 	{groupUse, newCompressCommand},
-	{groupUse, newFoldCommand},
 	{groupUse, newConvertCommand},
 	{groupUse, newCalibrateCommand},
 	{groupUse, newNMSCommand},

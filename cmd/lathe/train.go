@@ -547,7 +547,7 @@ func (c *trainConfig) build() (*nn.Network, error) {
 	var slot nn.Norm // nil: none
 	if c.Norm != "none" {
 		var err error
-		if slot, err = norm.New(c.Norm, norm.Config{}); err != nil {
+		if slot, err = norm.New(c.Norm, norm.Config{Steps: c.Steps}); err != nil {
 			return nil, err
 		}
 	}

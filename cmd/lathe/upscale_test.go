@@ -15,7 +15,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/data"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
 	"github.com/lathe-ml/lathe/task/restore"
@@ -190,7 +190,7 @@ func TestUpscaleExportRunsAsTheNetworkDoes(t *testing.T) {
 	}
 	var y [2][]float32
 	for i, n := range []*nn.Network{net, read} {
-		out, err := n.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 1, 9, 14, 1)})
+		out, err := n.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 1, 9, 14, 1)})
 		if err != nil {
 			t.Fatal(err)
 		}

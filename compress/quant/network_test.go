@@ -14,7 +14,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/compress"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
@@ -56,7 +56,7 @@ func images(n int, dims ...int) compress.Examples {
 
 func outputs(t *testing.T, net *nn.Network, x compress.Examples) []float32 {
 	t.Helper()
-	y, _, err := compress.Evaluate(context.Background(), engine.Go(), net, x, 0)
+	y, _, err := compress.Evaluate(context.Background(), enginetest.Backend(), net, x, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func restoreInto(t *testing.T, net *nn.Network, w []float32, shape []int) {
 func TestRepQViTQuantisesWhatThePaperSays(t *testing.T) {
 	net := smallViT(t, nil)
 	before := outputs(t, net, images(4, 8, 8, 1))
-	res, err := RepQViT{}.Compress(context.Background(), engine.Go(), net, images(8, 8, 8, 1))
+	res, err := RepQViT{}.Compress(context.Background(), enginetest.Backend(), net, images(8, 8, 8, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestRepQViTAtEightBitsIsCloseToFloat(t *testing.T) {
 			{Reparam: ReparamOptions{Target: TargetMax}},
 		} {
 			q.WeightBits, q.ActBits = 8, 8
-			res, err := q.Compress(context.Background(), engine.Go(), net, x)
+			res, err := q.Compress(context.Background(), enginetest.Backend(), net, x)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -249,7 +249,7 @@ func TestQuantisedNetworksSurviveFiles(t *testing.T) {
 		"repq": RepQViT{}, "channel-wise": RepQViT{Norms: ChannelWise}, "uniform": RepQViT{Softmax: SoftmaxUniform, WeightBits: 3},
 		"fractional": RepQViT{Reparam: ReparamOptions{FractionalZero: true}}, "min-max": MinMaxPTQ{},
 	} {
-		res, err := m.Compress(context.Background(), engine.Go(), net, x)
+		res, err := m.Compress(context.Background(), enginetest.Backend(), net, x)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -339,12 +339,12 @@ func TestReparameterisedCodesEqualChannelWiseCodesInTheNetwork(t *testing.T) {
 	x := images(8, 8, 8, 1)
 	codes := map[NormGranularity][]float64{}
 	for _, g := range []NormGranularity{ChannelWise, Reparameterized} {
-		res, err := RepQViT{Norms: g}.Compress(context.Background(), engine.Go(), net, x)
+		res, err := RepQViT{Norms: g}.Compress(context.Background(), enginetest.Backend(), net, x)
 		if err != nil {
 			t.Fatal(err)
 		}
 		q := res.Network.Node("blk.0.norm1.quant")
-		data, _, err := compress.Capture(context.Background(), engine.Go(), res.Network, x, 0, q.Out[0])
+		data, _, err := compress.Capture(context.Background(), enginetest.Backend(), res.Network, x, 0, q.Out[0])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -382,7 +382,7 @@ func TestRepQViTOnFusedQKV(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := images(16, 6, 8)
-	res, err := RepQViT{WeightBits: 8, ActBits: 8}.Compress(context.Background(), engine.Go(), net, in)
+	res, err := RepQViT{WeightBits: 8, ActBits: 8}.Compress(context.Background(), enginetest.Backend(), net, in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +398,7 @@ func TestRepQViTOnFusedQKV(t *testing.T) {
 }
 
 func TestRepQViTRefuses(t *testing.T) {
-	ctx, be, x := context.Background(), engine.Go(), images(4, 8, 8, 1)
+	ctx, be, x := context.Background(), enginetest.Backend(), images(4, 8, 8, 1)
 	net := smallViT(t, nil)
 	for _, q := range []RepQViT{{WeightBits: 1}, {ActBits: 9}, {WeightBits: -4}, {InputBits: 16}} {
 		if _, err := q.Compress(ctx, be, net, x); !errors.Is(err, ErrBits) {
@@ -503,7 +503,7 @@ func convNet(t *testing.T) *nn.Network {
 }
 
 func TestMinMaxPTQ(t *testing.T) {
-	ctx, be := context.Background(), engine.Go()
+	ctx, be := context.Background(), enginetest.Backend()
 	net, x := convNet(t), images(70, 8, 8, 3)
 	want := outputs(t, net, x)
 	var weight []float64
@@ -553,11 +553,11 @@ func TestQuantisedActivationsAreTheSameWhileTraining(t *testing.T) {
 	// Training mode must give the same values as inference up to rounding: the gradient trick adds and subtracts x.
 	net := smallViT(t, nil)
 	x := images(8, 8, 8, 1)
-	res, err := RepQViT{Softmax: SoftmaxUniform}.Compress(context.Background(), engine.Go(), net, x)
+	res, err := RepQViT{Softmax: SoftmaxUniform}.Compress(context.Background(), enginetest.Backend(), net, x)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := nn.NewRunner(engine.Go(), res.Network, nn.RunOptions{Training: true})
+	r, err := nn.NewRunner(enginetest.Backend(), res.Network, nn.RunOptions{Training: true})
 	if err != nil {
 		t.Fatal(err)
 	}

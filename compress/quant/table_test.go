@@ -11,6 +11,7 @@ import (
 
 	"github.com/lathe-ml/lathe/compress/quant"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 )
 
@@ -37,7 +38,7 @@ func TestTableDecodesAlikeOnHostAndInTheGraph(t *testing.T) {
 		t.Fatal(err)
 	}
 	eye := tensors.FromFlatDataAndDimensions([]float32{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}, 4, 4)
-	out, err := net.Run(engine.Go(), []*tensors.Tensor{eye})
+	out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{eye})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +88,7 @@ func TestNearestLevelTakesTheLowerOfTwo(t *testing.T) {
 }
 
 func TestStraightThroughGradients(t *testing.T) {
-	e, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+	e, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 		x := in[0]
 		lo, hi := graph.Scalar(x.Graph(), x.DType(), -1), graph.Scalar(x.Graph(), x.DType(), 2)
 		r, c, s := quant.RoundSTE(x), quant.ClipSTE(x, lo, hi), quant.ScaleGradient(x, 3)

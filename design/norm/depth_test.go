@@ -14,6 +14,7 @@ import (
 
 	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
@@ -72,7 +73,7 @@ func stack(t *testing.T, c *fixture.Case, scheme zoo.Scheme, layers int, final b
 // runTaps evaluates a network in float64 on a fixture's x: outputs, then taps.
 func runTaps(t *testing.T, net *nn.Network, x *tensors.Tensor, taps ...string) []*tensors.Tensor {
 	t.Helper()
-	r, err := nn.NewRunner(engine.Go(), net, nn.RunOptions{DType: dtypes.Float64, Taps: taps})
+	r, err := nn.NewRunner(enginetest.Backend(), net, nn.RunOptions{DType: dtypes.Float64, Taps: taps})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -432,7 +433,7 @@ func TestAngularDistance(t *testing.T) {
 func TestDepthReportAgreesWithRemovedLayers(t *testing.T) {
 	net := decoder(t, norm.MixLN{Alpha: .5}, 4)
 	next := tensors.FromFlatDataAndDimensions([]int32{2, 3, 4, 5, 6, 7, 9, 8, 7, 0, 1, 2}, 2, 6)
-	d, err := norm.DepthReport(t.Context(), engine.Go(), net, [][]*tensors.Tensor{{someTokens, next}}, norm.DepthOptions{Distances: []int{1, 3}, Gradients: true, Jacobian: 2})
+	d, err := norm.DepthReport(t.Context(), enginetest.Backend(), net, [][]*tensors.Tensor{{someTokens, next}}, norm.DepthOptions{Distances: []int{1, 3}, Gradients: true, Jacobian: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -476,7 +477,7 @@ func TestDepthReportAgreesWithRemovedLayers(t *testing.T) {
 	if err := bad.Params.Get("blk.2.down.w").SetData(w); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := norm.DepthReport(t.Context(), engine.Go(), bad, [][]*tensors.Tensor{{someTokens, next}}, norm.DepthOptions{}); err == nil || !strings.Contains(err.Error(), "layer 3") {
+	if _, err := norm.DepthReport(t.Context(), enginetest.Backend(), bad, [][]*tensors.Tensor{{someTokens, next}}, norm.DepthOptions{}); err == nil || !strings.Contains(err.Error(), "layer 3") {
 		t.Errorf("a NaN in layer 3: %v", err)
 	}
 }
@@ -507,7 +508,7 @@ func TestMixedGradients(t *testing.T) {
 		}
 		return a
 	}
-	value, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node { return []*graph.Node{loss(in, names)} })
+	value, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node { return []*graph.Node{loss(in, names)} })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/design/norm"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/zoo"
@@ -52,7 +52,7 @@ func TestProtocolsJudgeKnownLayers(t *testing.T) {
 	ctx := context.Background()
 	o := levelOptions()
 	o.StabilitySteps, o.Steps, o.QualitySteps = 100, 40, 40
-	p, err := norm.NewProxy(engine.Go(), levelArchs()[:1], levelData(), o)
+	p, err := norm.NewProxy(enginetest.Backend(), levelArchs()[:1], levelData(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,16 +64,16 @@ func TestProtocolsJudgeKnownLayers(t *testing.T) {
 	if err := json.Unmarshal([]byte(`{"nodes":[{"op":"mul","in":[0,1]}]}`), &blind); err != nil {
 		t.Fatal(err)
 	}
-	rejected, report, err := norm.RejectQuality(ctx, engine.Go(), blind, levelArchs(), levelData(), o)
+	rejected, report, err := norm.RejectQuality(ctx, enginetest.Backend(), blind, levelArchs(), levelData(), o)
 	if err != nil || !rejected || report.Verdict != norm.ByQuality || !strings.Contains(report.Reason, "preact") {
 		t.Errorf("0·x: %+v, %v", report, err)
 	}
-	rejected, report, err = norm.RejectQuality(ctx, engine.Go(), norm.LayerGraph{Nodes: []norm.GNode{{Op: "exp", In: []int{2}}}}, levelArchs(), levelData(), o)
+	rejected, report, err = norm.RejectQuality(ctx, enginetest.Backend(), norm.LayerGraph{Nodes: []norm.GNode{{Op: "exp", In: []int{2}}}}, levelArchs(), levelData(), o)
 	if err != nil || !rejected || report.Verdict != norm.ByStatic {
 		t.Errorf("exp(v0): %+v, %v", report, err)
 	}
 	for name, bad := range map[string]bool{"relu": true, "square": true, "b0": false} {
-		got, norms, err := norm.RejectStability(ctx, engine.Go(), graphOf(t, name), levelArchs()[0], levelData(), o)
+		got, norms, err := norm.RejectStability(ctx, enginetest.Backend(), graphOf(t, name), levelArchs()[0], levelData(), o)
 		if err != nil || got != bad || len(norms) == 0 {
 			t.Errorf("%s: rejected %v after %d steps (%v), want %v", name, got, len(norms), err, bad)
 		}
@@ -87,7 +87,7 @@ func TestAscentBySecondDerivativesIsThatByDifferences(t *testing.T) {
 		for i, fd := range []bool{false, true} {
 			o := levelOptions()
 			o.FiniteDifference, o.StabilitySteps = fd, 2
-			p, err := norm.NewProxy(engine.Go(), levelArchs(), levelData(), o)
+			p, err := norm.NewProxy(enginetest.Backend(), levelArchs(), levelData(), o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -121,7 +121,7 @@ func TestSearchIsRepeatableAndResumes(t *testing.T) {
 	o := searchOptions()
 	for _, parallel := range []int{1, 3} {
 		o.Parallel, o.Archive, o.Observe, o.Novel = parallel, "", nil, parallel == 3
-		want, err := norm.Search(context.Background(), engine.Go(), levelArchs(), levelData(), o)
+		want, err := norm.Search(context.Background(), enginetest.Backend(), levelArchs(), levelData(), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +149,7 @@ func TestSearchIsRepeatableAndResumes(t *testing.T) {
 					cancel()
 				}
 			}
-			r, err := norm.Search(ctx, engine.Go(), levelArchs(), levelData(), o)
+			r, err := norm.Search(ctx, enginetest.Backend(), levelArchs(), levelData(), o)
 			cancel()
 			if !errors.Is(err, context.Canceled) || r == nil || len(r.Proposals) < stop {
 				t.Fatalf("stopped at %d: %v, %v", stop, r, err)
@@ -160,7 +160,7 @@ func TestSearchIsRepeatableAndResumes(t *testing.T) {
 				t.Errorf("proposal %d was judged again", p.Number)
 			}
 		}
-		got, err := norm.Search(context.Background(), engine.Go(), levelArchs(), levelData(), o)
+		got, err := norm.Search(context.Background(), enginetest.Backend(), levelArchs(), levelData(), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +168,7 @@ func TestSearchIsRepeatableAndResumes(t *testing.T) {
 			t.Errorf("%d at once: a search that was stopped went another way:\n%s\n%s", parallel, history(got), history(want))
 		}
 		o.Observe = nil
-		again, err := norm.Search(context.Background(), engine.Go(), levelArchs(), levelData(), o) // finished: nothing is done
+		again, err := norm.Search(context.Background(), enginetest.Backend(), levelArchs(), levelData(), o) // finished: nothing is done
 		if err != nil || history(again) != history(want) {
 			t.Errorf("a finished search: %v", err)
 		}
@@ -179,7 +179,7 @@ func TestSearchIsRepeatableAndResumes(t *testing.T) {
 
 		other := o
 		other.Seed++
-		if _, err := norm.Search(context.Background(), engine.Go(), levelArchs(), levelData(), other); err == nil || !strings.Contains(err.Error(), "other options") {
+		if _, err := norm.Search(context.Background(), enginetest.Backend(), levelArchs(), levelData(), other); err == nil || !strings.Contains(err.Error(), "other options") {
 			t.Errorf("another search's archive was taken: %v", err)
 		}
 		b, err := os.ReadFile(o.Archive)
@@ -200,7 +200,7 @@ func TestSearchIsRepeatableAndResumes(t *testing.T) {
 			if err := os.WriteFile(o.Archive, []byte(bad), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := norm.Search(context.Background(), engine.Go(), levelArchs(), levelData(), o); err == nil || !strings.Contains(err.Error(), "search.json") {
+			if _, err := norm.Search(context.Background(), enginetest.Backend(), levelArchs(), levelData(), o); err == nil || !strings.Contains(err.Error(), "search.json") {
 				t.Errorf("%s: got %v", what, err)
 			}
 		}
@@ -210,12 +210,12 @@ func TestSearchIsRepeatableAndResumes(t *testing.T) {
 func TestRandomSearchDrawsTheSameLayers(t *testing.T) {
 	o := searchOptions()
 	o.Proposals = 10
-	a, err := norm.Search(context.Background(), engine.Go(), levelArchs()[:1], levelData(), o)
+	a, err := norm.Search(context.Background(), enginetest.Backend(), levelArchs()[:1], levelData(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	o.RandomOnly = true
-	b, err := norm.Search(context.Background(), engine.Go(), levelArchs()[:1], levelData(), o)
+	b, err := norm.Search(context.Background(), enginetest.Backend(), levelArchs()[:1], levelData(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestBadCandidatesAreRejections(t *testing.T) {
 	} {
 		o := searchOptions()
 		o.Proposals, o.Proxy.Timeout = 6, c.timeout
-		r, err := norm.Search(context.Background(), engine.Go(), []norm.Arch{c.arch}, levelData(), o)
+		r, err := norm.Search(context.Background(), enginetest.Backend(), []norm.Arch{c.arch}, levelData(), o)
 		if err != nil {
 			t.Errorf("%s: %v", c.arch.Name, err)
 			continue
@@ -263,7 +263,7 @@ func TestBadCandidatesAreRejections(t *testing.T) {
 			t.Errorf("%s: %d rejections by %s", c.arch.Name, n, c.verdict)
 		}
 	}
-	p, err := norm.NewProxy(engine.Go(), levelArchs(), levelData(), func() norm.ProxyOptions { o := levelOptions(); o.LR = 1e30; return o }())
+	p, err := norm.NewProxy(enginetest.Backend(), levelArchs(), levelData(), func() norm.ProxyOptions { o := levelOptions(); o.LR = 1e30; return o }())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func TestSearchRefusals(t *testing.T) {
 		o := searchOptions()
 		o.Proposals = 1
 		set(&o)
-		_, err := norm.Search(context.Background(), engine.Go(), archs, d, o)
+		_, err := norm.Search(context.Background(), enginetest.Backend(), archs, d, o)
 		return err
 	}
 	archs, d := levelArchs(), levelData()
@@ -312,7 +312,7 @@ func TestSearchRefusals(t *testing.T) {
 	}
 	o := searchOptions()
 	o.Proposals, o.Tournament = 1, 99
-	r, err := norm.Search(context.Background(), engine.Go(), archs, d, o)
+	r, err := norm.Search(context.Background(), enginetest.Backend(), archs, d, o)
 	if err != nil || !strings.Contains(r.Note, "clipped to 8") {
 		t.Errorf("a large tournament: %v, %v", r, err)
 	}
@@ -321,11 +321,11 @@ func TestSearchRefusals(t *testing.T) {
 func TestRerankSortsByTheFinalScores(t *testing.T) {
 	o := searchOptions()
 	o.Proposals = 30
-	r, err := norm.Search(context.Background(), engine.Go(), levelArchs()[:1], levelData(), o)
+	r, err := norm.Search(context.Background(), enginetest.Backend(), levelArchs()[:1], levelData(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := norm.NewProxy(engine.Go(), norm.ProxyArchs(4, 1, 4, 4)[:1], levelData(), levelOptions())
+	p, err := norm.NewProxy(enginetest.Backend(), norm.ProxyArchs(4, 1, 4, 4)[:1], levelData(), levelOptions())
 	if err != nil {
 		t.Fatal(err)
 	}

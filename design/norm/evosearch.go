@@ -34,8 +34,8 @@ type SearchOptions struct {
 	Fresh      float64 // probability that a child is replaced by a random layer, in [0, 1]; 0: 0.5; negative: none
 	Average    bool    // the tournament's best mean wins, instead of any layer of its Pareto front
 	RandomOnly bool    // random search: every proposal is a random layer
-	// Novel draws a layer again while it does the same to a random map as an earlier one, is not finite there or says
-	// nothing about its case, at most 100 times. Most mutations of a layer with dead nodes change nothing, and copies of
+	// Novel draws a layer again while it begins as the same function as an earlier one (compared on a random map, with v0
+	// and v1 at their initial values), is not finite there or says nothing about its case, at most 100 times. Most mutations of a layer with dead nodes change nothing, and copies of
 	// one layer soon fill the window; with Novel nearly every proposal costs a training and may teach something. A
 	// mutation without effect drifts: the next one starts from it.
 	Novel bool

@@ -16,7 +16,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/design/norm"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
@@ -319,11 +319,11 @@ func TestNetworkWithALayerGraphIsAFile(t *testing.T) {
 	}
 	x := evoMaps(14, 3, 8, 8, 1)
 	x = fixture.Tensor(nn.Float64s(x), dtypes.Float32, 3, 8, 8, 1)
-	a, err := net.Run(engine.Go(), []*tensors.Tensor{x})
+	a, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := back.Run(engine.Go(), []*tensors.Tensor{x})
+	b, err := back.Run(enginetest.Backend(), []*tensors.Tensor{x})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -458,11 +458,11 @@ func TestLayersAreONNX(t *testing.T) {
 				t.Fatalf("layer %d: %v", i, err)
 			}
 			x := fixture.Tensor(nn.Float64s(evoMaps(21, 3, 6, 6, 1)), dtypes.Float32, 3, 6, 6, 1)
-			a, err := net.Run(engine.Go(), []*tensors.Tensor{x})
+			a, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x})
 			if err != nil {
 				t.Fatal(err)
 			}
-			b, err := back.Run(engine.Go(), []*tensors.Tensor{x})
+			b, err := back.Run(enginetest.Backend(), []*tensors.Tensor{x})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
@@ -20,7 +21,7 @@ import (
 
 func call(t *testing.T, f func(in []*graph.Node) []*graph.Node, args ...any) []*tensors.Tensor {
 	t.Helper()
-	e, err := engine.NewExec(engine.Go(), f)
+	e, err := engine.NewExec(enginetest.Backend(), f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +211,7 @@ func TestLayerNormRowsAreIndependent(t *testing.T) {
 	}
 	x := normal(3, 7, 24)
 	for _, training := range []bool{false, true} {
-		r, err := nn.NewRunner(engine.Go(), n, nn.RunOptions{Training: training})
+		r, err := nn.NewRunner(enginetest.Backend(), n, nn.RunOptions{Training: training})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -302,7 +303,7 @@ func TestLayerNormRefusals(t *testing.T) {
 		"nothing to norm": {f32(2, 0), f32(0), norm.LayerNormOptions{}},
 	} {
 		err := nn.Catch(func() {
-			g := graph.NewGraph(engine.Go(), "refusal")
+			g := graph.NewGraph(enginetest.Backend(), "refusal")
 			defer g.Finalize()
 			norm.LayerNorm(graph.Parameter(g, "x", c.x), graph.Parameter(g, "gain", c.gain), nil, c.o)
 		})
@@ -342,7 +343,7 @@ func TestMaskedStepsRepeatTheState(t *testing.T) {
 	n := recurrentNet(t, nn.LSTM{Hidden: 5, Norm: nn.FullNorm}, 2)
 	h0, c0 := normal(1, 2, 5), normal(2, 2, 5)
 	x := tensors.FromFlatDataAndDimensions(nn.Floats(normal(3, 2, 4)), 2, 1, 4)
-	out, err := n.Run(engine.Go(), []*tensors.Tensor{x, tensors.FromFlatDataAndDimensions([]float32{0, 0}, 2, 1), h0, c0})
+	out, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x, tensors.FromFlatDataAndDimensions([]float32{0, 0}, 2, 1), h0, c0})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,12 +351,12 @@ func TestMaskedStepsRepeatTheState(t *testing.T) {
 		t.Error("a fully masked step changed the state")
 	}
 	seq := nn.Floats(normal(4, 6, 4))
-	short, err := n.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(seq, 2, 3, 4), tensors.FromFlatDataAndDimensions([]float32{1, 1, 1, 1, 1, 1}, 2, 3), h0, c0})
+	short, err := n.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(seq, 2, 3, 4), tensors.FromFlatDataAndDimensions([]float32{1, 1, 1, 1, 1, 1}, 2, 3), h0, c0})
 	if err != nil {
 		t.Fatal(err)
 	}
 	long := slices.Concat(seq[:12], make([]float32, 8), seq[12:], make([]float32, 8))
-	padded, err := n.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(long, 2, 5, 4), tensors.FromFlatDataAndDimensions([]float32{1, 1, 1, 0, 0, 1, 1, 1, 0, 0}, 2, 5), h0, c0})
+	padded, err := n.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(long, 2, 5, 4), tensors.FromFlatDataAndDimensions([]float32{1, 1, 1, 0, 0, 1, 1, 1, 0, 0}, 2, 5), h0, c0})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,7 +396,7 @@ func TestOneStepAndOneCaseWork(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := n.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions([]float32{1, 2, -1, .5}, 1, 1, 4)})
+		out, err := n.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions([]float32{1, 2, -1, .5}, 1, 1, 4)})
 		if err != nil || out[0].Shape().Size() != 5 {
 			t.Errorf("%s: %v %v", op.Kind(), out, err)
 		}
@@ -411,7 +412,7 @@ func TestZeroRowsBlowUpTheGradient(t *testing.T) {
 		t.Fatal(err)
 	}
 	step := func(x []float32) error {
-		tr, err := learn.NewTrainer(engine.Go(), &n.Clone().Params, func(env *nn.Env, batch []*graph.Node) *graph.Node {
+		tr, err := learn.NewTrainer(enginetest.Backend(), &n.Clone().Params, func(env *nn.Env, batch []*graph.Node) *graph.Node {
 			y := n.Lower(env, map[string]*graph.Node{"x": batch[0]})[0]
 			return learn.MSE(y, graph.Iota(env.G, y.Shape(), 2)) // another target for every unit: a common one has no gradient
 		}, learn.Options{ClipNorm: 5})

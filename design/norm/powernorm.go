@@ -163,6 +163,7 @@ func (d PowerNorm) Params(in []shapes.Shape) []nn.Spec {
 
 // Lower normalises with the statistics of the mode.
 func (d PowerNorm) Lower(c *nn.Ctx, xs []*graph.Node) []*graph.Node {
+	oncePerStep(c)
 	s := d.statistics(c, xs)
 	var z *graph.Node
 	switch {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
@@ -112,7 +113,7 @@ func (p *power) step(x, dy *tensors.Tensor, mask *tensors.Tensor) powerStep {
 	e := p.steps[mask != nil]
 	if e == nil {
 		var err error
-		e, err = engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+		e, err = engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 			state := map[string]*graph.Node{}
 			for i, s := range names {
 				state[s] = in[4+i]
@@ -496,7 +497,7 @@ func powerNet(t *testing.T, op norm.PowerNorm) (*nn.Network, *tensors.Tensor) {
 		t.Fatal(err)
 	}
 	batch := tensors.FromFlatDataAndDimensions(nn.Floats(draw(1, 1, 4, 5, 6)), 4, 5, 6)
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, func(env *nn.Env, in []*graph.Node) *graph.Node {
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, func(env *nn.Env, in []*graph.Node) *graph.Node {
 		y := n.Lower(env, map[string]*graph.Node{"x": in[0]})[0]
 		return learn.MSE(y, graph.SliceAxis(in[0], -1, graph.AxisRange(0, 3)))
 	}, learn.Options{LR: 1e-2})
@@ -523,7 +524,7 @@ func powerNet(t *testing.T, op norm.PowerNorm) (*nn.Network, *tensors.Tensor) {
 
 func run(t *testing.T, n *nn.Network, x *tensors.Tensor) []float64 {
 	t.Helper()
-	out, err := n.Run(engine.Go(), []*tensors.Tensor{x})
+	out, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,7 +141,9 @@ func like(v, x *graph.Node) *graph.Node {
 }
 
 // watch tells the batch norm's statistics.
-func (d RepBN) watch(c *nn.Ctx, xs []*graph.Node) normStats { return batchNorm{d.batchNorm()}.watch(c, xs) }
+func (d RepBN) watch(c *nn.Ctx, xs []*graph.Node) normStats {
+	return batchNorm{d.batchNorm()}.watch(c, xs)
+}
 
 // Affine is the a and b of inference. It refuses statistics that are negative or not finite.
 func (d RepBN) Affine(p func(local string) []float64) (scale, shift []float64, err error) {

@@ -17,6 +17,7 @@ import (
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/optim"
@@ -68,7 +69,7 @@ func (b *blend) run(x, dy, mask *tensors.Tensor, training bool) (y []float64, gr
 	if mask != nil {
 		args = append(args, mask)
 	}
-	e, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+	e, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 		cur, node := map[string]*graph.Node{}, &nn.Node{Name: "norm", Op: b.op, P: map[string]string{}}
 		for i, n := range names {
 			cur[n], node.P[n] = in[2+i], n
@@ -186,7 +187,7 @@ func TestFixturesPRepBN(t *testing.T) {
 			if r, err := fold.Norms(net); err != nil || !slices.Equal(r.Folded, []string{"norm"}) || len(net.Nodes) != 1 {
 				t.Fatalf("%+v, %v", r, err)
 			}
-			y, err := net.Run(engine.Go(), []*tensors.Tensor{x.Tensor(dtypes.Float32)})
+			y, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x.Tensor(dtypes.Float32)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -560,7 +561,7 @@ func foldRelative(t *testing.T, net *nn.Network, x *tensors.Tensor) (*nn.Network
 	}
 	var out [2][]float64
 	for i, n := range []*nn.Network{net, folded} {
-		y, err := n.Run(engine.Go(), []*tensors.Tensor{x})
+		y, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -655,7 +656,7 @@ func TestPRepBNFoldedOnRealImages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{LR: 2e-3})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{LR: 2e-3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -685,14 +686,14 @@ func TestPRepBNInFiles(t *testing.T) {
 	op := norm.PRepBN{RepBN: norm.RepBN{Decay: .8}, Steps: 3, First: norm.RMSFirst}
 	net := trained(t, smallViT(t, zoo.ViTOptions{Norm: op, MeanPool: true}), 5)
 	x := pictures(52, 3, 14)[0]
-	want, err := net.Run(engine.Go(), []*tensors.Tensor{x})
+	want, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x})
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	same := func(name string, n *nn.Network) {
 		t.Helper()
-		got, err := n.Run(engine.Go(), []*tensors.Tensor{x})
+		got, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -736,7 +737,7 @@ func TestPRepBNInATraining(t *testing.T) {
 	op := norm.PRepBN{Steps: 6, Warmup: 1}
 	build := func() *nn.Network { return smallViT(t, zoo.ViTOptions{Norm: op, MeanPool: true}) }
 	trainer := func(net *nn.Network) *learn.Trainer {
-		tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.AdamW{}, LR: .01})
+		tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.AdamW{}, LR: .01})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,6 +23,13 @@ func tokens(xs []*graph.Node) (x, mask *graph.Node) {
 	return x, nn.TokenMask(xs)
 }
 
+// oncePerStep refuses a training whose steps see several batches: the running statistics would move once for each.
+func oncePerStep(c *nn.Ctx) {
+	if c.Training && c.Partial {
+		panic(fmt.Errorf("its running statistics move once per step, so it cannot be trained on accumulated gradients; use a batch that fits at once, or layernorm"))
+	}
+}
+
 // wantTokens refuses what has no channels, or no floating type.
 func wantTokens(s shapes.Shape) {
 	if s.Rank() < 2 || !s.DType.IsFloat() || s.Dimensions[s.Rank()-1] == 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/design/norm"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/nn"
 )
@@ -42,7 +42,7 @@ func statNet(t *testing.T, op nn.Norm) (*nn.Network, learn.LossFunc, func(step u
 
 func train(t *testing.T, n *nn.Network, loss learn.LossFunc, batch func(uint64) []*tensors.Tensor, steps int, hook learn.Hook) {
 	t.Helper()
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, loss, learn.Options{LR: 1e-30})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, loss, learn.Options{LR: 1e-30})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func TestStatRecorderRefusals(t *testing.T) {
 		t.Error("a network was watched twice")
 	}
 	restore()
-	tr, err := learn.NewTrainer(engine.Go(), &n.Params, loss, learn.Options{})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, loss, learn.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -107,6 +107,7 @@ func (d Unified) Params(in []shapes.Shape) []nn.Spec {
 
 // Lower normalises. Half precision values have their statistics in float32.
 func (d Unified) Lower(c *nn.Ctx, xs []*graph.Node) []*graph.Node {
+	oncePerStep(c)
 	s := d.resolved().statistics(c, xs)
 	z, gain := s.hat, c.P("w")
 	if c.Training {

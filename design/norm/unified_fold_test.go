@@ -12,7 +12,7 @@ import (
 
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/design/norm"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/optim"
@@ -49,7 +49,7 @@ func pictures(seed uint64, n, size int) []*tensors.Tensor {
 // trained gives a classifier's norms statistics, gains and biases of their own.
 func trained(t *testing.T, net *nn.Network, steps int) *nn.Network {
 	t.Helper()
-	tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{LR: .02})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{LR: .02})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,11 +70,11 @@ func mustFold(t *testing.T, net *nn.Network, x *tensors.Tensor) (*nn.Network, fo
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := net.Run(engine.Go(), []*tensors.Tensor{x})
+	want, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := folded.Run(engine.Go(), []*tensors.Tensor{x})
+	got, err := folded.Run(enginetest.Backend(), []*tensors.Tensor{x})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestFoldedNetworkOnRealImages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{LR: 2e-3})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{LR: 2e-3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,11 +154,11 @@ func TestFoldedNetworkOnRealImages(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	in := []*tensors.Tensor{batch(0, 1000)[0]}
-	want, err := net.Run(engine.Go(), in)
+	want, err := net.Run(enginetest.Backend(), in)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := folded.Run(engine.Go(), in)
+	got, err := folded.Run(enginetest.Backend(), in)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestFoldingIntoWhatStandsInFront(t *testing.T) {
 func TestUnifiedInFiles(t *testing.T) {
 	net := trained(t, smallViT(t, zoo.ViTOptions{Norm: shortUnified, MeanPool: true, Scheme: zoo.PostNorm{}}), 5)
 	x := pictures(52, 3, 14)[0]
-	want, err := net.Run(engine.Go(), []*tensors.Tensor{x})
+	want, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestUnifiedInFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := back.Run(engine.Go(), []*tensors.Tensor{x})
+		got, err := back.Run(enginetest.Backend(), []*tensors.Tensor{x})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -262,7 +262,7 @@ func TestUnifiedInFiles(t *testing.T) {
 func TestUnifiedStateIsKept(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "checkpoint")
 	fit := func(net *nn.Network, from, to int, resume bool) {
-		tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.AdamW{}, LR: .01})
+		tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.AdamW{}, LR: .01})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -288,7 +288,7 @@ func TestUnifiedStateIsKept(t *testing.T) {
 	first := smallViT(t, options)
 	fit(first, 0, 5, false)
 	for _, training := range []bool{false, true} {
-		r, err := nn.NewRunner(engine.Go(), first, nn.RunOptions{Training: training})
+		r, err := nn.NewRunner(enginetest.Backend(), first, nn.RunOptions{Training: training})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
@@ -66,7 +67,7 @@ func newUnifiedLayer(t *testing.T, op norm.Unified, channels int, masked bool) *
 		return cur, env, op.Lower(&nn.Ctx{Env: env, Node: node}, x)[0]
 	}
 	var err error
-	l.train, err = engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+	l.train, err = engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 		x, dy := in[len(l.names)], in[len(l.names)+1]
 		w, b := in[slices.Index(l.names, "w")], in[slices.Index(l.names, "b")]
 		cur, env, y := lower(in, true)
@@ -80,7 +81,7 @@ func newUnifiedLayer(t *testing.T, op norm.Unified, channels int, masked bool) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.infer, err = engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+	l.infer, err = engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 		_, _, y := lower(in, false)
 		return []*graph.Node{y}
 	})

@@ -2,7 +2,6 @@ package native_test
 
 import (
 	"math"
-
 	"testing"
 
 	"github.com/gomlx/compute"

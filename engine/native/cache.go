@@ -2,10 +2,12 @@ package native
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
-	"hash"
+	"hash/maphash"
 	"reflect"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 	"unsafe"
@@ -129,48 +131,67 @@ func (b *Backend) compile(f *Function) (c *compiled, r Report, err error) {
 
 // key digests what a function computes: operations, shapes, attributes and constants, but not names.
 func (f *Function) key() (k [sha256.Size]byte) {
-	w := keyWriter{hash: sha256.New(), functions: map[*Function]int{}}
+	w := keyWriter{functions: map[*Function]int{}}
 	w.function(f)
-	return [sha256.Size]byte(w.hash.Sum(k[:0]))
+	return sha256.Sum256(w.text)
 }
 
+var constantSeeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+
 type keyWriter struct {
-	hash      hash.Hash
+	text      []byte
 	functions map[*Function]int
+}
+
+// ints writes numbers, and how many they are.
+func (w *keyWriter) ints(n ...int) {
+	w.text = binary.AppendVarint(w.text, int64(len(n)))
+	for _, v := range n {
+		w.text = binary.AppendVarint(w.text, int64(v))
+	}
+}
+
+func (w *keyWriter) nodes(nodes []*node) {
+	w.ints(len(nodes))
+	for _, n := range nodes {
+		w.ints(w.functions[n.fn], n.id)
+	}
 }
 
 func (w *keyWriter) function(f *Function) {
 	w.functions[f] = len(w.functions)
-	fmt.Fprint(w.hash, "function ", w.functions[f], " ", len(f.params), "\n")
+	w.ints(w.functions[f], len(f.params), len(f.calls))
 	for _, c := range f.calls {
-		fmt.Fprint(w.hash, c.op)
-		for _, n := range c.in {
-			fmt.Fprint(w.hash, " ", w.functions[n.fn], ".", n.id)
-		}
-		fmt.Fprint(w.hash, " ->")
+		w.ints(int(c.op), len(c.out))
+		w.nodes(c.in)
 		for _, n := range c.out {
-			fmt.Fprint(w.hash, " ", n.shape)
+			w.ints(int(n.shape.DType))
+			w.ints(n.shape.Dimensions...)
 		}
 		switch a := c.attr.(type) {
+		case nil:
+		case []int:
+			w.ints(a...)
+		case int:
+			w.ints(a)
 		case closures:
-			fmt.Fprint(w.hash, " ", a.axis, a.stable, "\n")
+			w.ints(a.axis, len(a.fns))
+			w.text = strconv.AppendBool(w.text, a.stable)
 			for _, g := range a.fns {
 				w.function(g)
 			}
 		default:
+			if b:=bytesOf(a); c.op == compute.OpTypeConstant && len(b)>1<<20 { println("BIG", len(b), c.out[0].shape.String()) }
 			if c.op == compute.OpTypeConstant {
-				fmt.Fprintf(w.hash, " %T\n", a)
-				w.hash.Write(bytesOf(a))
+				b := bytesOf(a) // may be long, so by a faster hash
+				w.text = binary.LittleEndian.AppendUint64(w.text, maphash.Bytes(constantSeeds[0], b))
+				w.text = binary.LittleEndian.AppendUint64(w.text, maphash.Bytes(constantSeeds[1], b))
 			} else {
-				fmt.Fprintf(w.hash, " %T%v\n", a, a)
+				w.text = fmt.Appendf(w.text, "%T%v\n", a, a)
 			}
 		}
 	}
-	fmt.Fprint(w.hash, "return")
-	for _, n := range f.out {
-		fmt.Fprint(w.hash, " ", w.functions[n.fn], ".", n.id)
-	}
-	fmt.Fprint(w.hash, "\n")
+	w.nodes(f.out)
 }
 
 // bytesOf returns the memory of a slice of numbers.

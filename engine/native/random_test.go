@@ -38,7 +38,8 @@ type randomGraph struct {
 	pool     []*Node
 	exact    map[*Node]bool // values that do not depend on the backend's rounding, so comparing them is safe
 	log      []string
-	noGrad   bool // some operation has no gradient
+	shapes   []shapes.Shape // of the outputs
+	noGrad   bool           // some operation has no gradient
 	maxElems int
 	// plain leaves out the functions in which go's vector kernels lose NaN and infinities: it gives exp(NaN) = 0,
 	// exp(+Inf) = 1.7e38, tanh(NaN) = -1, logistic(NaN) = 1, and max(NaN, 2) = 2 or NaN by position in the vector.
@@ -583,6 +584,10 @@ func (q *randomGraph) build(in []*Node) []*Node {
 		}
 		out = append(out, Gradient(loss, in...)...)
 	}
+	q.shapes = nil
+	for _, n := range out {
+		q.shapes = append(q.shapes, n.Shape())
+	}
 	return out
 }
 
@@ -629,6 +634,11 @@ func runGraphOf(b compute.Backend, source func() (r, values *rand.Rand), all boo
 	for range 2 { // the second run must not depend on what the first left behind
 		if out, err = e.Call(args...); err != nil {
 			return nil, q.log, err
+		}
+	}
+	for i, o := range out {
+		if !o.Shape().Equal(q.shapes[i]) { // go, of values that it broadcasts, in branches
+			return nil, q.log, fmt.Errorf("failed to execute: output %d has shape %s, not %s", i, o.Shape(), q.shapes[i])
 		}
 	}
 	if b.Name() != native.Name {

@@ -140,15 +140,27 @@ func (v view) reverse(axes []int) view {
 
 // offsets lists the places of all elements along some axes, relative to the lowest place that the view reaches.
 func (v view) offsets(axes []int) []int32 {
-	out := []int32{0}
+	n := 1
 	for _, a := range axes {
-		n := make([]int32, 0, len(out)*v.dims[a])
-		for _, o := range out {
-			for i := range v.dims[a] {
-				n = append(n, o+int32(i*v.str[a]+v.back(a)))
+		n *= v.dims[a]
+	}
+	out := make([]int32, n)
+	if n == 0 {
+		return out
+	}
+	// from the last axis on: what is there is repeated for each step of the axis before
+	done := 1
+	for i := len(axes) - 1; i >= 0; i-- {
+		a := axes[i]
+		low, step := int32(v.back(a)), int32(v.str[a])
+		for k := v.dims[a] - 1; k >= 0; k-- { // the first copy last: it is the source
+			add := low + int32(k)*step
+			d := out[k*done : (k+1)*done]
+			for j, o := range out[:done] {
+				d[j] = o + add
 			}
 		}
-		out = n
+		done *= v.dims[a]
 	}
 	return out
 }

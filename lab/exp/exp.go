@@ -10,6 +10,7 @@ import (
 	"github.com/lathe-ml/lathe/lab/exp/curate"
 	"github.com/lathe-ml/lathe/lab/exp/detect"
 	"github.com/lathe-ml/lathe/lab/exp/norm"
+	"github.com/lathe-ml/lathe/lab/exp/optim"
 	"github.com/lathe-ml/lathe/lab/exp/quant"
 	"github.com/lathe-ml/lathe/lab/exp/restore"
 )
@@ -21,6 +22,7 @@ func All() []lab.Experiment {
 		curate.Experiments(),
 		detect.Experiments,
 		norm.Experiments(),
+		optim.Experiments(),
 		quant.Experiments,
 		restore.Experiments,
 	)

@@ -8,24 +8,17 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/store"
 )
 
 // Smoke runs the experiment at smoke scale with one seed and asserts that every arm ran and measured something, and that
-// every claim could be measured; never that one holds. The backend is LATHE_BACKEND's, or go, which is the same on every
-// machine. Reference networks are kept in the folder that LATHE_TEST_NETWORKS names, if it is set.
+// every claim could be measured; never that one holds. The backend is that of enginetest. Reference networks are kept in the
+// folder that LATHE_TEST_NETWORKS names, if it is set.
 func Smoke(t testing.TB, e lab.Experiment) *lab.Result {
 	t.Helper()
-	name := os.Getenv(engine.EnvBackend)
-	if name == "" {
-		name = "go"
-	}
-	backend, err := engine.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	backend := enginetest.Backend()
 	dir := t.TempDir()
 	s, err := store.Open(dir)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/lab/normtable"
 	"github.com/lathe-ml/lathe/learn"
@@ -52,7 +52,7 @@ func TestTableComparesNorms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, err := normtable.Run(t.Context(), engine.Go(), setup(), c, normtable.Options{})
+	table, err := normtable.Run(t.Context(), enginetest.Backend(), setup(), c, normtable.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestStoppedTableGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	whole, err := normtable.Run(t.Context(), engine.Go(), setup(), c, normtable.Options{})
+	whole, err := normtable.Run(t.Context(), enginetest.Backend(), setup(), c, normtable.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,12 +93,12 @@ func TestStoppedTableGoesOn(t *testing.T) {
 			cancel()
 		}
 	}
-	if _, err := normtable.Run(ctx, engine.Go(), setup(), c, o); err == nil {
+	if _, err := normtable.Run(ctx, enginetest.Backend(), setup(), c, o); err == nil {
 		t.Fatal("the run was not stopped")
 	}
 	trained := map[string]bool{}
 	o.Progress = func(label string, _, _ int) { trained[label] = true }
-	again, err := normtable.Run(t.Context(), engine.Go(), setup(), c, o)
+	again, err := normtable.Run(t.Context(), enginetest.Backend(), setup(), c, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestWhatDoesNotFitIsSaid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, err := normtable.Run(t.Context(), engine.Go(), s, c, normtable.Options{})
+	table, err := normtable.Run(t.Context(), enginetest.Backend(), s, c, normtable.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/batchsize"
@@ -116,7 +116,7 @@ func TestSinglePassEqualsSingleCases(t *testing.T) {
 					b, _ := c.data([]int{i})
 					cases = append(cases, b)
 				}
-				want, err := batchsize.Exact(engine.Go(), &c.net.Params, loss, cases, 0)
+				want, err := batchsize.Exact(enginetest.Backend(), &c.net.Params, loss, cases, 0)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -127,7 +127,7 @@ func TestSinglePassEqualsSingleCases(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.SGD{}, LR: 1e-9, Probe: probe})
+					tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.SGD{}, LR: 1e-9, Probe: probe})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -138,7 +138,7 @@ func TestSinglePassEqualsSingleCases(t *testing.T) {
 						for i := range size {
 							twice = append(twice, cases[(i+4)%6])
 						}
-						if want, err = batchsize.Exact(engine.Go(), &c.net.Params, loss, twice, 0); err != nil {
+						if want, err = batchsize.Exact(enginetest.Backend(), &c.net.Params, loss, twice, 0); err != nil {
 							t.Fatal(err)
 						}
 					}
@@ -199,7 +199,7 @@ func TestCoordinatesInOnePass(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := net.Clone()
-	tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.SGD{}, LR: .1, Probe: probe})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.SGD{}, LR: .1, Probe: probe})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestCoordinatesInOnePass(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	grads, names, err := batchsize.Gradients(engine.Go(), &before.Params, learn.Classifier(before), cases)
+	grads, names, err := batchsize.Gradients(enginetest.Backend(), &before.Params, learn.Classifier(before), cases)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestGroupedStatisticsOfAStep(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := net.Clone()
-		tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.SGD{}, LR: .1, Probe: probe})
+		tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.SGD{}, LR: .1, Probe: probe})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -257,7 +257,7 @@ func TestGroupedStatisticsOfAStep(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		grads, _, err := batchsize.Gradients(engine.Go(), &before.Params, learn.Classifier(before), groups)
+		grads, _, err := batchsize.Gradients(enginetest.Backend(), &before.Params, learn.Classifier(before), groups)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -315,7 +315,7 @@ func TestUncoveredNetworksAreRefused(t *testing.T) {
 	twice := func(env *nn.Env, b []*graph.Node) *graph.Node {
 		return graph.Add(learn.Classifier(net)(env, b), learn.Classifier(net)(env, b))
 	}
-	tr, err := learn.NewTrainer(engine.Go(), &net.Params, twice, learn.Options{Probe: probe})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, twice, learn.Options{Probe: probe})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,7 +350,7 @@ func TestBatcherRefusals(t *testing.T) {
 	}
 	a := &batchsize.AdaptiveBatcher{Test: test, N: 64}
 	net := mlp(t)
-	tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -511,7 +511,7 @@ func fit(t *testing.T, path string, stop, groups int) (*nn.Network, *batchsize.A
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := learn.NewTrainer(engine.Go(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.AdaGradNorm{Momentum: .5}, LR: 1, Probe: probe})
+	tr, err := learn.NewTrainer(enginetest.Backend(), &net.Params, learn.Classifier(net), learn.Options{Optimizer: optim.AdaGradNorm{Momentum: .5}, LR: 1, Probe: probe})
 	if err != nil {
 		t.Fatal(err)
 	}

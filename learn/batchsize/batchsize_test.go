@@ -11,6 +11,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn/batchsize"
@@ -41,7 +42,7 @@ func train(t *testing.T, o optim.Optimizer, c *fixture.Case) (params, states []f
 	t.Helper()
 	lr := c.Params["lr"].Float()
 	p0, g := c.Inputs["p0"], c.Inputs["g"]
-	ex, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+	ex, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 		u := optim.Update{W: in[0], Grad: in[1], Slots: in[2:], LR: graph.Scalar(in[0].Graph(), dtypes.Float64, lr)}
 		u.NormSq = graph.ReduceAllSum(graph.Mul(u.Grad, u.Grad))
 		w, s := o.Apply(u)

@@ -10,13 +10,14 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/learn/optim"
 )
 
 // run feeds gradients of shape dims to an optimiser at rate lr and returns the parameter, which starts at 1, after each.
 func run(t *testing.T, o optim.Optimizer, lr, decay float64, dims []int, grads ...[]float64) (w [][]float64) {
 	t.Helper()
-	ex, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+	ex, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 		u := optim.Update{W: in[0], Grad: in[1], Slots: in[2:], LR: graph.Scalar(in[0].Graph(), dtypes.Float64, lr), Decay: decay}
 		u.NormSq = graph.ReduceAllSum(graph.Mul(u.Grad, u.Grad))
 		v, s := o.Apply(u)

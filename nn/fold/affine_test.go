@@ -9,7 +9,7 @@ import (
 	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/fold"
@@ -32,7 +32,7 @@ func mustFold(t *testing.T, net *nn.Network, x *tensors.Tensor) fold.Report {
 	}
 	var out [2][]float64
 	for i, n := range []*nn.Network{net, folded} {
-		y, err := n.Run(engine.Go(), []*tensors.Tensor{x})
+		y, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x})
 		if err != nil {
 			t.Fatal(err)
 		}

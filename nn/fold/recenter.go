@@ -1,6 +1,7 @@
 package fold
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"math"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/nn"
@@ -65,6 +67,9 @@ func recenter(n *nn.Network, compress bool) (r Recentered, err error) {
 		return r, err
 	}
 	c := &converter{n: n.Clone(), wide: map[string][]float64{}, report: Recentered{Streams: streams, Kept: kept}}
+	if c.sh, err = n.Shapes(0); err != nil {
+		return r, err
+	}
 	for _, s := range streams {
 		if err := c.open(s); err != nil {
 			return r, err
@@ -102,6 +107,7 @@ func recenter(n *nn.Network, compress bool) (r Recentered, err error) {
 // converter rewrites a copy of a network. Parameters are held in float64 until all is done.
 type converter struct {
 	n       *nn.Network
+	sh      map[string]shapes.Shape
 	wide    map[string][]float64 // parameters by full name
 	dims    map[string][]int
 	streams []*stream
@@ -112,6 +118,7 @@ type converter struct {
 type stream struct {
 	StreamSpec
 	writers, norms []*nn.Node
+	along          []int               // the axis of a writer's output that is the width, from the front of its weight
 	readers        []*nn.Node          // in the order of StreamSpec.Readers
 	of             map[*nn.Node]string // a reader's norm
 }
@@ -220,7 +227,12 @@ func (c *converter) note(x *nn.Node, local, what string, before []int) {
 func (c *converter) open(spec StreamSpec) error {
 	s := &stream{StreamSpec: spec, of: map[*nn.Node]string{}}
 	for _, w := range spec.Writers {
-		s.writers = append(s.writers, c.node(w.Node))
+		x := c.node(w.Node)
+		axis, _ := nn.OutputAxis(unwrapped(x.Op))
+		if _, ok := unwrapped(x.Op).(nn.Value); ok {
+			axis = spec.axis[x.Out[0]]
+		}
+		s.writers, s.along = append(s.writers, x), append(s.along, axis)
 	}
 	for _, m := range spec.Norms {
 		s.norms = append(s.norms, c.node(m.Node))
@@ -257,19 +269,57 @@ func (c *converter) open(spec StreamSpec) error {
 			}
 		}
 	}
+	if err := c.fits(s); err != nil {
+		return err
+	}
 	for _, k := range spec.Scales {
 		c.layerScale(c.node(k.Writer), c.get(c.node(k.Gain), "w"))
 	}
-	c.recenterWriters(&stream{writers: formed}, false)
+	for _, x := range formed {
+		axis, _ := nn.OutputAxis(x.Op)
+		c.recenterWriters(&stream{writers: []*nn.Node{x}, along: []int{axis}}, false)
+	}
 	centred := slices.IndexFunc(spec.Norms, func(m NormRef) bool { return !m.Centres }) < 0
-	for _, x := range s.writers {
-		if m := c.meanOf(x); !centred && m > zeroMean {
+	for i, x := range s.writers {
+		if m := c.meanOf(x, s.along[i]); !centred && m > zeroMean {
 			return &StreamError{Node: x.Name, Op: x.Op.Kind(), Err: ErrNotCentred, Detail: fmt.Sprintf(
 				"its weights have a mean of %.1g of the largest over the stream, and %.0g is the most under an RMS norm; only what a layer norm reads may be re-centred", m, zeroMean)}
 		}
 	}
 	c.streams = append(c.streams, s)
 	return nil
+}
+
+// fits checks that the parameters have the stream's width, which broadcasting does not ask of a file.
+func (c *converter) fits(s *stream) error {
+	check := func(x *nn.Node, local string, axis, want int) error {
+		p := c.n.Param(x, local)
+		if p == nil {
+			return nil
+		}
+		d := p.Value.Shape().Dimensions
+		if a := axis + len(d); axis < 0 && a >= 0 && d[a] == want || axis >= 0 && axis < len(d) && d[axis] == want {
+			return nil
+		}
+		return &StreamError{Node: x.Name, Op: x.Op.Kind(), Err: ErrShape, Detail: fmt.Sprintf("%q is %s; want %d along axis %d", p.Name, p.Value.Shape(), want, axis)}
+	}
+	var all []error
+	for i, x := range s.writers {
+		all = append(all, check(x, "w", s.along[i], s.Dim), check(x, "b", 0, s.Dim))
+	}
+	for _, x := range s.readers {
+		all = append(all, check(x, "w", -1, s.Dim))
+		if w := c.n.Param(x, "w").Value.Shape(); w.Rank() > 0 {
+			all = append(all, check(x, "b", 0, w.Dimensions[0]))
+		}
+	}
+	for _, k := range s.Scales {
+		p := c.n.Param(c.node(k.Gain), "w")
+		if p == nil || p.Value.Shape().Size() != s.Dim {
+			all = append(all, &StreamError{Node: k.Gain, Op: "value", Err: ErrShape, Detail: fmt.Sprintf("want %d factors", s.Dim)})
+		}
+	}
+	return errors.Join(all...)
 }
 
 // layerScale merges a factor per channel into a writer: diag(s)·(W·x + b).
@@ -291,43 +341,32 @@ func (c *converter) layerScale(x *nn.Node, scale []float64) {
 	c.note(x, "w", "its layer scale", before)
 }
 
-// columns calls f with all vectors along a parameter's output axis: at(i) is the place of coordinate i.
+// columns calls f with all vectors along an axis of a parameter: at(i) is the place of coordinate i.
 func columns(dims []int, axis int, f func(at func(i int) int, d int)) {
-	d, stride, outer := dims[(axis+len(dims))%len(dims)], 1, 1
-	if axis == 0 {
-		for _, v := range dims[1:] {
-			stride *= v
-		}
+	d, stride := dims[axis], product(dims[axis+1:])
+	for o := range product(dims[:axis]) {
 		for k := range stride {
-			f(func(i int) int { return i*stride + k }, d)
+			f(func(i int) int { return (o*d+i)*stride + k }, d)
 		}
-		return
-	}
-	for _, v := range dims[:len(dims)-1] {
-		outer *= v
-	}
-	for o := range outer {
-		f(func(i int) int { return o*d + i }, d)
 	}
 }
 
 // each calls f with a writer's weight and its bias, if it has one.
-func (c *converter) each(x *nn.Node, f func(local string, v []float64, dims []int, axis int)) {
-	axis, _ := nn.OutputAxis(x.Op)
+func (c *converter) each(x *nn.Node, axis int, f func(local string, v []float64, dims []int, axis int)) {
 	for _, local := range []string{"w", "b"} {
 		if v := c.get(x, local); v != nil {
-			a := axis
-			if local == "b" {
-				a = 0
+			dims, a := c.shape(x, local), 0
+			if local == "w" {
+				a = (axis + len(dims)) % len(dims)
 			}
-			f(local, v, c.shape(x, local), a)
+			f(local, v, dims, a)
 		}
 	}
 }
 
 // meanOf is the largest mean over the stream of a writer's columns and bias, relative to its largest weight.
-func (c *converter) meanOf(x *nn.Node) (worst float64) {
-	c.each(x, func(_ string, v []float64, dims []int, axis int) {
+func (c *converter) meanOf(x *nn.Node, axis int) (worst float64) {
+	c.each(x, axis, func(_ string, v []float64, dims []int, axis int) {
 		largest, mean := 0., 0.
 		for _, e := range v {
 			largest = max(largest, math.Abs(e))
@@ -421,9 +460,9 @@ func (c *converter) narrowReaders(s *stream) {
 
 // recenterWriters takes the mean over the output away, and the last output where the stream is compressed.
 func (c *converter) recenterWriters(s *stream, compress bool) {
-	for _, x := range s.writers {
+	for k, x := range s.writers {
 		role := map[string]nn.Role{}
-		c.each(x, func(local string, v []float64, dims []int, axis int) {
+		c.each(x, s.along[k], func(local string, v []float64, dims []int, axis int) {
 			role[local] = c.n.Param(x, local).Role
 			columns(dims, axis, func(at func(int) int, d int) {
 				m := 0.
@@ -438,21 +477,21 @@ func (c *converter) recenterWriters(s *stream, compress bool) {
 			if compress {
 				what = "re-centred, last output left out"
 				after := slices.Clone(dims)
-				a := (axis + len(dims)) % len(dims)
-				after[a]--
+				after[axis]--
+				block := product(dims[axis:])
 				var kept []float64
-				if axis == 0 {
-					kept = v[:len(v)/dims[0]*after[0]]
-				} else {
-					for at := 0; at < len(v); at += dims[a] {
-						kept = append(kept, v[at:at+after[a]]...)
-					}
+				for at := 0; at < len(v); at += block { // the last coordinate ends each block
+					kept = append(kept, v[at:at+block/dims[axis]*after[axis]]...)
 				}
 				c.put(x, local, role[local], kept, after...)
 			}
 			c.note(x, local, what, dims)
 		})
-		if compress {
+		if v, ok := x.Op.(nn.Value); ok && compress {
+			v.Shape = v.Shape.Clone()
+			v.Shape.Dimensions[(s.along[k]+v.Shape.Rank())%v.Shape.Rank()]--
+			x.Op = v
+		} else if compress {
 			x.Op = nn.Narrower(x.Op)
 		}
 	}
@@ -462,7 +501,7 @@ func (c *converter) recenterWriters(s *stream, compress bool) {
 func (c *converter) rmsNorms(s *stream) {
 	for i, x := range s.norms {
 		m := s.Norms[i]
-		op := nn.RMSNorm{Eps: m.Eps, NoGain: true}
+		op := nn.RMSNorm{Eps: m.Eps, Axes: axesOf(x.Op), NoGain: true}
 		if len(m.Others) > 0 {
 			op.NoGain, op.Bias = x.P["w"] == "", x.P["b"] != ""
 			if !op.NoGain || op.Bias {
@@ -477,6 +516,26 @@ func (c *converter) rmsNorms(s *stream) {
 			c.drop(x, "b")
 		}
 	}
+}
+
+// axesOf are the axes that a norm names.
+func axesOf(op nn.Op) []int {
+	switch d := op.(type) {
+	case nn.LayerNorm:
+		return d.Axes
+	case nn.RMSNorm:
+		return d.Axes
+	}
+	return nil
+}
+
+// compressed is the norm that takes a norm's place on a compressed stream.
+func (s *stream) compressed(i int) nn.CRMSNorm {
+	op := nn.CRMSNorm{Eps: s.Norms[i].Eps}
+	if axes := axesOf(s.norms[i].Op); len(axes) > 0 {
+		op.Axis = axes[0]
+	}
+	return op
 }
 
 // drop takes a parameter from a node, and from the network when it was the last that used it.
@@ -498,10 +557,13 @@ func (c *converter) tidy(s *stream, compress bool) error {
 		narrow := slices.Clone(s.fixed)
 		for i, x := range s.norms {
 			if len(s.Norms[i].Others) > 0 {
+				if s.axis[x.Out[0]] != len(c.sh[x.Out[0]].Dimensions)-1 {
+					return &StreamError{Node: x.Name, Op: x.Op.Kind(), Err: ErrUnnormed, Detail: fmt.Sprintf("%q reads the norm, which is not over the last axis; only linear maps may read such a norm of a compressed stream", s.Norms[i].Others[0])}
+				}
 				c.widen(s, i)
 				continue
 			}
-			x.Op = nn.CRMSNorm{Eps: s.Norms[i].Eps}
+			x.Op = s.compressed(i)
 			c.drop(x, "w")
 			c.drop(x, "b")
 		}
@@ -514,9 +576,9 @@ func (c *converter) tidy(s *stream, compress bool) error {
 			x := c.node(name)
 			switch op := x.Op.(type) {
 			case nn.Reshape:
-				x.Op = nn.Reshape{Dims: narrower(op.Dims, s.Dim)}
+				x.Op = nn.Reshape{Dims: narrower(op.Dims, s.axis[x.Out[0]], s.Dim)}
 			case nn.Expand:
-				x.Op = nn.Expand{Dims: narrower(op.Dims, s.Dim)}
+				x.Op = nn.Expand{Dims: narrower(op.Dims, s.axis[x.Out[0]]-c.sh[x.Out[0]].Rank()+len(op.Dims), s.Dim)}
 			}
 		}
 	}
@@ -536,11 +598,11 @@ func (c *converter) tidy(s *stream, compress bool) error {
 	return nil
 }
 
-// narrower is a list of axes whose last one is the stream's width.
-func narrower(dims []int, d int) []int {
+// narrower is a list of axes one of which is the stream's width.
+func narrower(dims []int, axis, d int) []int {
 	out := slices.Clone(dims)
-	if k := len(out) - 1; k >= 0 && out[k] == d {
-		out[k] = d - 1
+	if axis >= 0 && axis < len(out) && out[axis] == d {
+		out[axis] = d - 1
 	}
 	return out
 }
@@ -559,7 +621,7 @@ func (c *converter) behindWide(s *stream, name string) bool {
 }
 
 // widen puts a dense layer behind a compressed norm that gives the whole vector back, with the norm's gain and bias:
-// y = diag(gain)·[I; −1ᵀ]·x + bias. It takes the norm's name.
+// y = diag(gain)·[I; −1ᵀ]·x + bias. It takes the norm's name. The width is the last axis.
 func (c *converter) widen(s *stream, i int) {
 	x, d := s.norms[i], s.Dim
 	gain, bias := c.get(x, "w"), c.get(x, "b")
@@ -584,7 +646,7 @@ func (c *converter) widen(s *stream, i int) {
 	}
 	wide := &nn.Node{Name: x.Name, Op: nn.Dense{Out: d, NoBias: bias == nil}, In: []string{name}, Out: x.Out, P: map[string]string{}}
 	b := slices.Clone(bias)
-	x.Op = nn.CRMSNorm{Eps: s.Norms[i].Eps}
+	x.Op = s.compressed(i)
 	c.drop(x, "w")
 	c.drop(x, "b")
 	x.Name, x.Out = name, []string{name}
@@ -614,7 +676,16 @@ func ZeroMeanForm(n *nn.Network, compress bool) (Recentered, error) {
 	fail := func(x *nn.Node, why error, detail string) error {
 		return &StreamError{Node: x.Name, Op: x.Op.Kind(), Err: why, Detail: detail}
 	}
+	sh, err := n.Shapes(0)
+	if err != nil {
+		return Recentered{}, err
+	}
 	for _, s := range streams {
+		for v, axis := range s.axis {
+			if axis != sh[v].Rank()-1 {
+				return Recentered{}, fail(n.Producer(v), ErrNormAxis, "the stream's width is not the last axis; only such networks have a training form")
+			}
+		}
 		for _, name := range s.Dropouts {
 			if d := c.Node(name).Op.(nn.Dropout); d.Rate > 0 {
 				return Recentered{}, fail(c.Node(name), ErrTraining, "take it out, or use drop-path")
@@ -658,9 +729,9 @@ func ZeroMeanForm(n *nn.Network, compress bool) (Recentered, error) {
 				x := c.Node(name)
 				switch op := x.Op.(type) {
 				case nn.Reshape:
-					x.Op = nn.Reshape{Dims: narrower(op.Dims, s.Dim)}
+					x.Op = nn.Reshape{Dims: narrower(op.Dims, len(op.Dims)-1, s.Dim)}
 				case nn.Expand:
-					x.Op = nn.Expand{Dims: narrower(op.Dims, s.Dim)}
+					x.Op = nn.Expand{Dims: narrower(op.Dims, len(op.Dims)-1, s.Dim)}
 				}
 			}
 		}
@@ -707,7 +778,8 @@ func Resolve(n *nn.Network) (layers int, err error) {
 			c.own(x, "w")
 			c.own(x, "b")
 			x.Op = op.Of
-			c.recenterWriters(&stream{writers: []*nn.Node{x}}, op.Drop)
+			axis, _ := nn.OutputAxis(x.Op)
+			c.recenterWriters(&stream{writers: []*nn.Node{x}, along: []int{axis}}, op.Drop)
 			compressed = compressed || op.Drop
 			layers++
 		case nn.RMSNorm:

@@ -15,6 +15,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
@@ -87,7 +88,7 @@ func gpt(t *testing.T, c *fixture.Case) *nn.Network {
 
 func run64(t *testing.T, net *nn.Network, taps []string, in ...*tensors.Tensor) []*tensors.Tensor {
 	t.Helper()
-	r, err := nn.NewRunner(engine.Go(), net, nn.RunOptions{DType: dtypes.Float64, Taps: taps})
+	r, err := nn.NewRunner(enginetest.Backend(), net, nn.RunOptions{DType: dtypes.Float64, Taps: taps})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +103,7 @@ func run64(t *testing.T, net *nn.Network, taps []string, in ...*tensors.Tensor) 
 func TestFixtures(t *testing.T) {
 	normWithGradient := func(f func(x *graph.Node, eps float64) *graph.Node) fixture.Func {
 		return func(t *testing.T, c *fixture.Case) map[string]any {
-			e, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+			e, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 				y := f(in[0], c.Params["eps"].Float())
 				return []*graph.Node{y, graph.Gradient(graph.ReduceAllSum(graph.Mul(y, in[1])), in[0])[0]}
 			})
@@ -120,7 +121,7 @@ func TestFixtures(t *testing.T) {
 		"rms_norm": normWithGradient(func(x *graph.Node, eps float64) *graph.Node {
 			return nn.Standardize(x, nil, nil, eps, false, -1)
 		}),
-		"crms_norm": normWithGradient(nn.CompressedRMS),
+		"crms_norm": normWithGradient(func(x *graph.Node, eps float64) *graph.Node { return nn.CompressedRMS(x, eps, -1) }),
 		"convert_preln": func(t *testing.T, c *fixture.Case) map[string]any {
 			tokens := c.Inputs["tokens"].Tensor(dtypes.Int32)
 			out := map[string]any{}
@@ -220,7 +221,7 @@ func once(in []*tensors.Tensor) iter.Seq2[[]*tensors.Tensor, error] {
 
 func equal(t *testing.T, name string, a, b *nn.Network, tol float64) {
 	t.Helper()
-	e, err := fold.VerifyEquivalence(engine.Go(), a, b, once(inputs(a, 3)))
+	e, err := fold.VerifyEquivalence(enginetest.Backend(), a, b, once(inputs(a, 3)))
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
@@ -268,6 +269,36 @@ func layerScaled(t *testing.T) *nn.Network {
 	return spread(t, net)
 }
 
+// tokensLast is a network as readers of files have it that keep the width of images in front: [batch, width, tokens].
+func tokensLast(t *testing.T) *nn.Network {
+	t.Helper()
+	f32 := func(d ...int) shapes.Shape { return shapes.Make(dtypes.Float32, d...) }
+	const d = 6
+	norm := nn.LayerNorm{Axes: []int{1}}
+	turn := nn.Transpose{Perm: []int{0, 2, 1}}
+	b := nn.NewBuilder(3)
+	x := b.Add("patch", nn.Conv{Out: d, Kernel: []int{2, 2}, Stride: []int{2, 2}}, b.Image("image", 4, 4, 1))
+	x = b.Add("flat", nn.Reshape{Dims: []int{0, d, 4}}, b.Add("front", nn.Transpose{Perm: []int{0, 3, 1, 2}}, x))
+	cls := b.Add("cls.turned", turn, b.Add("cls", nn.Value{Shape: f32(1, 1, d), Batch: true}, x))
+	x = b.Add("both", nn.Concat{Axis: 2}, cls, x)
+	x = b.Add("placed", nn.Add, x, b.Add("pos", nn.Value{Shape: f32(1, d, 5)}))
+	for i := range 2 {
+		b.In(fmt.Sprint(i), func() {
+			h := b.Add("fc1", nn.Dense{Out: 9}, b.Add("natural", turn, b.Add("norm", norm, x)))
+			h = b.Add("back", turn, b.Add("fc2", nn.Dense{Out: d}, b.Add("act", nn.GELU{}, h)))
+			h = b.Add("scaled", nn.Mul, b.Add("scale", nn.Value{Shape: f32(d, 1), Role: nn.Gain}), h)
+			x = b.Add("res", nn.Add, x, h)
+		})
+	}
+	x = b.Add("last", norm, b.Add("chosen", nn.Reduce{Fn: "ReduceMean", Axes: []int{2}, Keep: true}, x))
+	x = b.Add("row", nn.Reshape{Dims: []int{0, d}}, x)
+	net, err := b.Finish(b.Add("head", nn.Dense{Out: 3}, x))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spread(t, net)
+}
+
 func TestConversionKeepsTheFunction(t *testing.T) {
 	for name, net := range map[string]*nn.Network{
 		"vit":               vit(t, zoo.ViTOptions{}),
@@ -278,6 +309,7 @@ func TestConversionKeepsTheFunction(t *testing.T) {
 		"ungated":           decoder(t, zoo.DecoderOptions{Norm: nn.LayerNorm{NoGain: true, NoBias: true}, Ungated: true}),
 		"learned branches":  decoder(t, zoo.DecoderOptions{Norm: nn.LayerNorm{}, Scheme: planned{Pre: true, Learned: .5, Scale: .7, Branch: 1.3, Skip: .9}}),
 		"everything":        layerScaled(t),
+		"tokens last":       tokensLast(t),
 		"no block":          vit(t, zoo.ViTOptions{Depth: -1}),
 		"hidden layer norm": mlp(t),
 	} {
@@ -583,6 +615,22 @@ func TestConversionRefuses(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("parameters that only broadcast", func(t *testing.T) { // as a file may have them
+		for node, local := range map[string]string{"branch": "b", "head": "b", "in": "b"} {
+			net := block(6, nn.LayerNorm{}, nil)
+			net.SetParam(net.Node(node), local, nn.Bias, []float32{1}, 1)
+			for _, convert := range forms {
+				if _, err := convert(net.Clone()); !errors.Is(err, fold.ErrShape) {
+					t.Errorf("%s of %q: %v", local, node, err)
+				}
+			}
+		}
+		net := layerScaled(t)
+		net.SetParam(net.Node("scale"), "w", nn.Gain, []float32{2}, 1, 1, 1)
+		if _, err := fold.ToPreRMS(net); err != nil && !errors.Is(err, fold.ErrShape) {
+			t.Error(err)
+		}
+	})
 	t.Run("stored weight", func(t *testing.T) {
 		net := block(6, nn.LayerNorm{}, nil)
 		x := net.Node("branch")
@@ -656,6 +704,7 @@ func TestZeroMeanFormIsTheSameFunctionOfTheSameParameters(t *testing.T) {
 		fold.ErrTraining:    vit(t, zoo.ViTOptions{Dropout: .1}),
 		fold.ErrElementwise: layerScaled(t),
 		fold.ErrPostNorm:    decoder(t, zoo.DecoderOptions{Norm: nn.LayerNorm{}, Scheme: zoo.PostNorm{}}),
+		fold.ErrNormAxis:    tokensLast(t),
 	} {
 		if x := net.Node("dropped"); x != nil {
 			x.Op = nn.Dropout{}
@@ -678,7 +727,7 @@ func gradients(t *testing.T, net *nn.Network) map[string][]float64 {
 	for _, x := range inputs(net, 2) {
 		args = append(args, x)
 	}
-	e, err := engine.NewExec(engine.Go(), func(a []*graph.Node) []*graph.Node {
+	e, err := engine.NewExec(enginetest.Backend(), func(a []*graph.Node) []*graph.Node {
 		cur, in := map[string]*graph.Node{}, map[string]*graph.Node{}
 		var wide []*graph.Node
 		for i, p := range names {
@@ -742,7 +791,7 @@ func TestConstantOnTheStream(t *testing.T) {
 		}
 		res := c.Node("blk.0.res1")
 		res.In[slices.Index(res.In, "tokens.pos")] = "shifted"
-		e, err := fold.VerifyEquivalence(engine.Go(), net, c, once(inputs(net, 3)))
+		e, err := fold.VerifyEquivalence(enginetest.Backend(), net, c, once(inputs(net, 3)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -767,13 +816,13 @@ func TestConstantOnTheStream(t *testing.T) {
 func TestNormsAgreeOnVectorsOfMeanZero(t *testing.T) {
 	for _, eps := range []float64{1e-12, 1e-5, 1e-1} {
 		for _, d := range []int{2, 3, 17, 64} {
-			e, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+			e, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 				x := graph.Sub(in[0], graph.ReduceAndKeep(in[0], graph.ReduceMean, -1))
 				short := graph.SliceAxis(x, -1, graph.AxisRange(0, d-1))
 				rms := nn.Standardize(x, nil, nil, eps, false, -1)
 				return []*graph.Node{
 					nn.Standardize(in[0], nil, nil, eps, true, -1), rms,
-					nn.CompressedRMS(short, eps), graph.SliceAxis(rms, -1, graph.AxisRange(0, d-1)),
+					nn.CompressedRMS(short, eps, -1), graph.SliceAxis(rms, -1, graph.AxisRange(0, d-1)),
 					nn.FullStream(short), x,
 				}
 			})
@@ -799,8 +848,8 @@ func TestNormsAgreeOnVectorsOfMeanZero(t *testing.T) {
 		}
 	}
 	// On one number x, CRMS is x/√(x² + eps).
-	e, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
-		return []*graph.Node{nn.CompressedRMS(in[0], 1e-2)}
+	e, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
+		return []*graph.Node{nn.CompressedRMS(in[0], 1e-2, -1)}
 	})
 	if err != nil {
 		t.Fatal(err)

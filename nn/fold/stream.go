@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
 
 	"github.com/lathe-ml/lathe/nn"
@@ -24,6 +23,7 @@ var (
 	ErrStoredWeight  = errors.New("the weight is not stored plainly")
 	ErrNotCentred    = errors.New("the network normalises without centring, and its stream has no mean of zero")
 	ErrNotFinite     = errors.New("a weight is not finite")
+	ErrShape         = errors.New("a parameter does not fit the stream")
 	ErrTooNarrow     = errors.New("the stream is too narrow")
 	ErrNoStream      = errors.New("there is no layer norm or RMS norm that reads a stream")
 	ErrCompressed    = errors.New("the stream is compressed already")
@@ -81,22 +81,24 @@ type LayerScale struct {
 // StreamSpec is one residual stream: all values that are connected by sums, and by what keeps every token's vector or
 // averages it with others. It has one width; a network of several widths, or an encoder beside a decoder, has several.
 type StreamSpec struct {
-	Dim      int          `json:"dim"`
-	Writers  []Writer     `json:"writers"`
-	Norms    []NormRef    `json:"norms"`
-	Readers  []Reader     `json:"readers"`
-	Scales   []LayerScale `json:"scales,omitempty"`
-	Dropouts []string     `json:"dropouts,omitempty"` // element-wise dropout on the stream: nothing at inference
-	Residual bool         `json:"residual"`           // there is a sum
-	Values   []string     `json:"-"`                  // the stream's values
-	between  []string     // nodes between norms and readers
-	fixed    []string     // nodes on the stream whose op names the width
+	Dim      int            `json:"dim"`
+	Writers  []Writer       `json:"writers"`
+	Norms    []NormRef      `json:"norms"`
+	Readers  []Reader       `json:"readers"`
+	Scales   []LayerScale   `json:"scales,omitempty"`
+	Dropouts []string       `json:"dropouts,omitempty"` // element-wise dropout on the stream: nothing at inference
+	Residual bool           `json:"residual"`           // there is a sum
+	Values   []string       `json:"-"`                  // the stream's values
+	axis     map[string]int // where the width is, of the stream's values and of what leads from norms to readers
+	between  []string       // nodes between norms and readers
+	fixed    []string       // nodes on the stream whose op names the width
 }
 
-// FindStreams follows the edges of a network from every layer norm and RMS norm over the last axis: which values are a
-// residual stream, what writes to it, and what reads it through which norm. It understands sums and differences, scalar
+// FindStreams follows the edges of a network from every layer norm and RMS norm over one axis: which values are a residual
+// stream, what writes to it, and what reads it through which norm. It understands sums and differences, scalar
 // factors, drop-path, choice, repetition, mean and rearrangement of tokens, class tokens, positions, layer scale, and
-// everything that nn/zoo, nn/onnx and nn/gguf build of them.
+// everything that nn/zoo, nn/onnx and nn/gguf build of them. The width may be any axis, as in a network that was read from
+// a file with tokens last.
 //
 // A stream that cannot be re-centred is an error that wraps the reasons, each with its node (StreamError). Norms that
 // belong to no stream that can be converted and to no sum, such as those of queries and keys, are kept.
@@ -117,7 +119,7 @@ func FindStreams(n *nn.Network) (streams []StreamSpec, kept []Kept, err error) {
 			continue
 		}
 		t := &tracer{flow: g, seen: map[string]bool{}}
-		t.run(x.In[0])
+		t.run(x)
 		for v := range t.seen {
 			seen[v] = true
 		}
@@ -183,91 +185,139 @@ func newFlow(n *nn.Network, sh map[string]shapes.Shape) *flow {
 	return g
 }
 
-// last is the size of a value's last axis, 1 for a scalar.
-func (g *flow) last(v string) int {
-	s := g.sh[v]
-	if s.Rank() == 0 {
-		return 1
-	}
-	return s.Dimensions[s.Rank()-1]
+// port is a value with the axis along which its vectors lie.
+type port struct {
+	value string
+	axis  int
 }
 
-// carries gives the inputs of a node whose vectors along the last axis go into those of its outputs, coordinate by
-// coordinate: adding a constant to all coordinates of such an input adds one to those of the output, and a coordinate can
-// be left out. nil: the node does something else.
-func (g *flow) carries(x *nn.Node, d int) []int {
-	if len(x.In) == 0 || x.In[0] == "" {
+// size is that of an axis of a value; an axis in front of the first has size 1.
+func (g *flow) size(p port) int {
+	if p.axis < 0 || p.axis >= g.sh[p.value].Rank() {
+		return 1
+	}
+	return g.sh[p.value].Dimensions[p.axis]
+}
+
+// carries gives the inputs of a node whose vectors go into those along an axis of its outputs, coordinate by coordinate:
+// adding a constant to all coordinates of such an input adds one to those of the output, and a coordinate can be left out.
+// nil: the node does something else.
+func (g *flow) carries(x *nn.Node, axis, d int) []port {
+	if len(x.In) == 0 || x.In[0] == "" || g.size(port{x.Out[0], axis}) != d {
 		return nil
 	}
 	in, out := g.sh[x.In[0]], g.sh[x.Out[0]]
-	wide := func(i int) bool { return i < len(x.In) && g.sh[x.In[i]].Rank() > 0 && g.last(x.In[i]) == d }
-	narrow := func(i int) bool { return i < len(x.In) && g.last(x.In[i]) == 1 }
-	if g.last(x.Out[0]) != d {
-		return nil
+	aligned := func(i int) port { // the axis by its place from the end, as values broadcast
+		return port{x.In[i], g.sh[x.In[i]].Rank() - out.Rank() + axis}
 	}
-	one := func(ok bool) []int {
-		if ok && wide(0) {
-			return []int{0}
+	wide := func(i int) bool { return g.size(aligned(i)) == d }
+	narrow := func(i int) bool { return g.size(aligned(i)) == 1 }
+	one := func(ok bool, a int) []port {
+		if p := (port{x.In[0], a}); ok && a >= 0 && g.size(p) == d {
+			return []port{p}
 		}
 		return nil
 	}
-	isLast := func(axis int) bool { return axis == -1 || axis == in.Rank()-1 }
+	is := func(a int) bool { return (a+in.Rank())%in.Rank() == axis }
+	if in.Rank() == 0 {
+		return nil
+	}
 	switch op := x.Op.(type) {
 	case nn.Binary:
 		switch {
-		case (op.Fn == "Add" || op.Fn == "Sub") && wide(0) && wide(1):
-			return []int{0, 1}
-		case op.Fn == "Mul" && wide(0) && narrow(1), op.Fn == "Div" && wide(0) && narrow(1):
-			return []int{0}
+		case isAdd(op) && wide(0) && wide(1):
+			return []port{aligned(0), aligned(1)}
+		case (op.Fn == "Mul" || op.Fn == "Div") && wide(0) && narrow(1):
+			return []port{aligned(0)}
 		case op.Fn == "Mul" && wide(1) && narrow(0):
-			return []int{1}
+			return []port{aligned(1)}
 		}
 	case nn.Affine:
-		return one(op.Shift == 0)
+		return one(op.Shift == 0, axis)
 	case nn.Unary:
-		return one(op.Fn == "Identity" || op.Fn == "Neg")
+		return one(op.Fn == "Identity" || op.Fn == "Neg", axis)
 	case nn.Cast:
-		return one(in.DType.IsFloat() && out.DType.IsFloat())
+		return one(in.DType.IsFloat() && out.DType.IsFloat(), axis)
 	case nn.Dropout, nn.DropPath:
-		return one(true)
+		return one(true, axis)
 	case nn.Slice:
-		return one(!isLast(op.Axis))
-	case nn.Gather:
-		return one(!isLast(op.Axis))
+		return one(!is(op.Axis), axis)
 	case nn.Split:
-		return one(!isLast(op.Axis))
+		return one(!is(op.Axis), axis)
+	case nn.Gather:
+		at, k := (op.Axis+in.Rank())%in.Rank(), g.sh[x.In[1]].Rank() // axis at becomes k axes
+		switch {
+		case axis < at:
+			return one(true, axis)
+		case axis >= at+k:
+			return one(true, axis-k+1)
+		}
 	case nn.Transpose:
-		return one(len(op.Perm) == in.Rank() && op.Perm[len(op.Perm)-1] == in.Rank()-1)
-	case nn.Reshape, nn.Expand:
-		return one(true)
+		return one(len(op.Perm) == out.Rank(), op.Perm[axis])
+	case nn.Expand:
+		return one(true, in.Rank()-out.Rank()+axis)
+	case nn.Reshape: // the axis stays whole, with as many elements in front of it
+		before := product(out.Dimensions[:axis])
+		for a := range in.Dimensions {
+			if in.Dimensions[a] == d && product(in.Dimensions[:a]) == before {
+				return one(true, a)
+			}
+		}
 	case nn.Pad:
-		return one(len(op.Pads) == in.Rank() && op.Pads[in.Rank()-1] == [2]int{} && (op.Mode != nn.PadConstant || op.Value == 0))
-	case nn.Reduce:
-		ok := len(op.Axes) > 0 && (op.Fn == "ReduceMean" || op.Fn == "ReduceSum")
-		for _, a := range op.Axes {
-			ok = ok && !isLast(a)
-		}
-		return one(ok)
+		return one(len(op.Pads) == in.Rank() && op.Pads[axis] == [2]int{} && (op.Mode != nn.PadConstant || op.Value == 0), axis)
 	case nn.Pool:
-		return one(!op.Max)
-	case nn.Where:
-		if wide(1) && wide(2) && narrow(0) {
-			return []int{1, 2}
-		}
-	case nn.Concat:
-		if isLast(op.Axis) {
+		return one(!op.Max && axis == in.Rank()-1, axis)
+	case nn.Reduce:
+		if len(op.Axes) == 0 || op.Fn != "ReduceMean" && op.Fn != "ReduceSum" {
 			return nil
 		}
-		var all []int
+		for a, left := 0, axis; a < in.Rank(); a++ {
+			reduced := slices.ContainsFunc(op.Axes, func(b int) bool { return (b+in.Rank())%in.Rank() == a })
+			switch {
+			case left == 0 && !reduced:
+				return one(true, a)
+			case op.Keep && left == 0:
+				return nil
+			case op.Keep || !reduced:
+				left--
+			}
+		}
+	case nn.Where:
+		if wide(1) && wide(2) && narrow(0) {
+			return []port{aligned(1), aligned(2)}
+		}
+	case nn.Concat:
+		if is(op.Axis) {
+			return nil
+		}
+		var all []port
 		for i := range x.In {
 			if !wide(i) {
 				return nil
 			}
-			all = append(all, i)
+			all = append(all, aligned(i))
 		}
 		return all
 	}
 	return nil
+}
+
+func product(dims []int) int {
+	n := 1
+	for _, d := range dims {
+		n *= d
+	}
+	return n
+}
+
+// onward is carries in the other direction: the axis of a node's outputs into which the vectors of an input go.
+func (g *flow) onward(x *nn.Node, from port, d int) (axis int, ok bool) {
+	for a := range g.sh[x.Out[0]].Rank() {
+		if slices.Contains(g.carries(x, a, d), from) {
+			return a, true
+		}
+	}
+	return 0, false
 }
 
 // unwrapped is the layer inside its training form.
@@ -286,7 +336,7 @@ type tracer struct {
 	*flow
 	spec     StreamSpec
 	seen     map[string]bool // values of the stream
-	todo     []string
+	todo     []port
 	nodes    map[string]bool
 	problems []*StreamError
 }
@@ -321,17 +371,31 @@ func join(problems []*StreamError) error {
 	return &streamErrors{all}
 }
 
-// streamErrors prints the first few of many reasons.
+// streamErrors are many reasons; it prints one of each kind, and post-norm alone where it is among them, since nothing else
+// can be said of such a stream.
 type streamErrors struct{ all []error }
 
 func (e *streamErrors) Error() string {
-	var s []string
-	for i, p := range e.all {
-		if i == 3 && len(e.all) > 4 {
-			s = append(s, fmt.Sprintf("and %d more like these", len(e.all)-i))
-			break
+	var kinds []error
+	first, count := map[error]error{}, map[error]int{}
+	for _, p := range e.all {
+		why := errors.Unwrap(p)
+		if first[why] == nil {
+			first[why] = p
+			kinds = append(kinds, why)
 		}
-		s = append(s, p.Error())
+		count[why]++
+	}
+	if count[ErrPostNorm] > 0 {
+		kinds = []error{ErrPostNorm}
+	}
+	var s []string
+	for _, why := range kinds {
+		line := first[why].Error()
+		if n := count[why] - 1; n > 0 {
+			line += fmt.Sprintf(" (and %d more nodes like it)", n)
+		}
+		s = append(s, line)
 	}
 	return strings.Join(s, "\n")
 }
@@ -339,28 +403,42 @@ func (e *streamErrors) Error() string {
 func (e *streamErrors) Unwrap() []error { return e.all }
 
 // push takes a value into the stream.
-func (t *tracer) push(v string) {
-	if !t.seen[v] {
-		t.seen[v] = true
-		t.todo = append(t.todo, v)
+func (t *tracer) push(p port) {
+	if !t.seen[p.value] {
+		t.seen[p.value] = true
+		t.spec.axis[p.value] = p.axis
+		t.todo = append(t.todo, p)
+		return
+	}
+	if t.spec.axis[p.value] != p.axis {
+		t.fail(t.prod[p.value], ErrNormAxis, "axes %d and %d of its output would both be the stream's width", p.axis, t.spec.axis[p.value])
 	}
 }
 
-// run follows the stream from one of its values, in both directions.
-func (t *tracer) run(v string) {
-	t.spec.Dim = t.last(v)
+// run follows the stream that a norm reads, in both directions.
+func (t *tracer) run(norm *nn.Node) {
 	t.nodes = map[string]bool{}
-	t.push(v)
+	t.spec.axis = map[string]int{}
+	axis, ok := t.normAxis(norm)
+	if !ok {
+		t.seen[norm.In[0]] = true
+		t.spec.Norms = append(t.spec.Norms, NormRef{Node: norm.Name})
+		t.spec.Residual = true
+		t.fail(norm, ErrNormAxis, "of %s; only norms over one axis can be converted", t.sh[norm.In[0]])
+		return
+	}
+	t.spec.Dim = t.size(port{norm.In[0], axis})
+	t.push(port{norm.In[0], axis})
 	for len(t.todo) > 0 {
-		v := t.todo[0]
+		p := t.todo[0]
 		t.todo = t.todo[1:]
-		t.spec.Values = append(t.spec.Values, v)
-		t.origin(v)
-		for _, r := range t.readers[v] {
-			t.use(v, r)
+		t.spec.Values = append(t.spec.Values, p.value)
+		t.origin(p)
+		for _, r := range t.readers[p.value] {
+			t.use(p, r)
 		}
-		if t.output[v] {
-			t.fail(nil, ErrUnnormed, "value %q of the stream is an output of the network; put a norm in front of it", v)
+		if t.output[p.value] {
+			t.fail(nil, ErrUnnormed, "value %q of the stream is an output of the network; put a norm in front of it", p.value)
 		}
 	}
 	if t.spec.Dim < 2 {
@@ -407,47 +485,70 @@ func (t *tracer) isSum(x *nn.Node) bool {
 	return true
 }
 
+// normAxis is the one axis that a norm is over.
+func (t *tracer) normAxis(x *nn.Node) (axis int, ok bool) {
+	var axes []int
+	switch op := x.Op.(type) {
+	case nn.LayerNorm:
+		axes = op.Axes
+	case nn.RMSNorm:
+		axes = op.Axes
+	}
+	r := t.sh[x.In[0]].Rank()
+	switch len(axes) {
+	case 0:
+		return r - 1, true
+	case 1:
+		return (axes[0] + r) % r, true
+	}
+	return 0, false
+}
+
 // origin looks at what makes a value of the stream.
-func (t *tracer) origin(v string) {
-	x := t.prod[v]
+func (t *tracer) origin(p port) {
+	x := t.prod[p.value]
 	if x == nil {
-		t.fail(nil, ErrUnknownWriter, "the network's input %q is on the stream itself; put a dense layer behind it", v)
+		t.fail(nil, ErrUnknownWriter, "the network's input %q is on the stream itself; put a dense layer behind it", p.value)
 		return
 	}
-	if in := t.carries(x, t.spec.Dim); in != nil {
+	if in := t.carries(x, p.axis, t.spec.Dim); in != nil {
 		t.node(x)
-		for _, i := range in {
-			t.push(x.In[i])
+		for _, q := range in {
+			t.push(q)
 		}
 		for _, o := range x.Out {
-			t.push(o)
+			t.push(port{o, p.axis})
 		}
 		return
 	}
 	if !t.node(x) {
 		return
 	}
-	if inner := unwrapped(x.Op); t.writes(x, inner) {
+	if inner := unwrapped(x.Op); t.writes(x, inner, p.axis) {
 		t.spec.Writers = append(t.spec.Writers, Writer{x.Name, inner.Kind()})
 		return
 	}
 	switch op := x.Op.(type) {
 	case nn.LayerNorm, nn.RMSNorm, nn.CRMSNorm, nn.BatchNorm, nn.GroupNorm:
-		if p := t.prod[x.In[0]]; p != nil && isAdd(p.Op) {
+		if before := t.prod[x.In[0]]; before != nil && isAdd(before.Op) {
 			t.fail(x, ErrPostNorm, "its output is added to again, so that layer norm's own output is the stream; only pre-norm networks can be converted")
 		} else {
 			t.fail(x, ErrSandwich, "its output is added to the stream; only networks whose norms stand in front of the branches alone can be converted")
 		}
 	case nn.Binary:
-		if s, ok := t.layerScale(x); ok {
+		if s, from, ok := t.layerScale(x, p.axis); ok {
 			t.spec.Scales = append(t.spec.Scales, s)
-			t.push(t.scaled(x))
+			t.push(from)
 			return
 		}
 		t.fail(x, ErrElementwise, "%s of every coordinate by its own factor, behind something else than one linear layer of its own", strings.ToLower(op.Fn))
 	case nn.Dense, nn.Conv, nn.Embedding:
-		if c, ok := op.(nn.Conv); ok && nn.IsPlain(c) {
+		if c, ok := op.(nn.Conv); ok && nn.IsPlain(c) && c.Groups > 1 {
 			t.fail(x, ErrUnknownWriter, "a convolution of %d groups cannot be re-centred over its outputs", c.Groups)
+			return
+		}
+		if nn.IsPlain(op) {
+			t.fail(x, ErrUnknownWriter, "the stream's width is not the axis of its outputs")
 			return
 		}
 		t.fail(x, ErrStoredWeight, "it is stored as %q; convert first, then compress", op.(nn.Linear).Repr().Kind())
@@ -460,13 +561,15 @@ func (t *tracer) origin(v string) {
 	}
 }
 
-// writes says whether a node is a writer that can be re-centred.
-func (t *tracer) writes(x *nn.Node, op nn.Op) bool {
+// writes says whether a node is a writer that can be re-centred along an axis of its output.
+func (t *tracer) writes(x *nn.Node, op nn.Op, axis int) bool {
 	if _, ok := nn.OutputAxis(op); !ok || t.n.Param(x, "w") == nil {
 		return false
 	}
-	v, ok := op.(nn.Value)
-	return !ok || v.Shape.DType.IsFloat()
+	if v, ok := op.(nn.Value); ok {
+		return v.Shape.DType.IsFloat() && (!v.Batch || axis > 0)
+	}
+	return axis == t.sh[x.Out[0]].Rank()-1
 }
 
 func isAdd(op nn.Op) bool {
@@ -483,26 +586,24 @@ func elementwise(op nn.Op) bool {
 }
 
 // use looks at a node that reads a value of the stream.
-func (t *tracer) use(v string, x *nn.Node) {
+func (t *tracer) use(p port, x *nn.Node) {
 	if b, ok := x.Op.(nn.Value); ok && b.Batch {
 		return // it asks for the size of the batch only
 	}
-	if readsStream(x.Op) && x.In[0] == v {
-		t.norm(x)
+	if readsStream(x.Op) && x.In[0] == p.value {
+		t.norm(x, p)
 		return
 	}
-	if in := t.carries(x, t.spec.Dim); in != nil {
-		if slices.ContainsFunc(in, func(i int) bool { return x.In[i] == v }) {
-			t.node(x)
-			for _, o := range x.Out {
-				t.push(o)
-			}
-			return
+	if axis, ok := t.onward(x, p, t.spec.Dim); ok {
+		t.node(x)
+		for _, o := range x.Out {
+			t.push(port{o, axis})
 		}
+		return
 	}
-	if b, ok := x.Op.(nn.Binary); ok && b.Fn == "Mul" {
-		if s, ok := t.layerScale(x); ok && t.scaled(x) == v && s.Writer != "" {
-			t.push(x.Out[0])
+	for axis := range t.sh[x.Out[0]].Rank() {
+		if _, from, ok := t.layerScale(x, axis); ok && from == p {
+			t.push(port{x.Out[0], axis})
 			return
 		}
 	}
@@ -516,85 +617,82 @@ func (t *tracer) use(v string, x *nn.Node) {
 		t.fail(x, ErrUnnormed, "%s does not take a token's mean away; only layer norm and RMS norm can be converted", x.Op.Kind())
 	default:
 		if elementwise(x.Op) {
-			t.fail(x, ErrElementwise, "it reads value %q; sums, scalar factors and choices or means of tokens are accepted", v)
+			t.fail(x, ErrElementwise, "it reads value %q; sums, scalar factors and choices or means of tokens are accepted", p.value)
 			return
 		}
-		t.fail(x, ErrUnnormed, "it reads value %q; a layer norm must stand in front of every reader", v)
+		t.fail(x, ErrUnnormed, "it reads value %q; a layer norm must stand in front of every reader", p.value)
 	}
 }
 
 // norm notes a norm and follows what it feeds.
-func (t *tracer) norm(x *nn.Node) {
+func (t *tracer) norm(x *nn.Node, p port) {
 	if !t.node(x) {
 		return
 	}
 	m := NormRef{Node: x.Name}
-	var axes []int
 	switch op := x.Op.(type) {
 	case nn.LayerNorm:
-		axes, m.Eps, m.Centres = op.Axes, op.Epsilon(), true
+		m.Eps, m.Centres = op.Epsilon(), true
 	case nn.RMSNorm:
-		axes, m.Eps = op.Axes, op.Epsilon()
+		m.Eps = op.Epsilon()
 	}
-	r := t.sh[x.In[0]].Rank()
-	if len(axes) > 1 || len(axes) == 1 && axes[0] != -1 && axes[0] != r-1 {
-		t.fail(x, ErrNormAxis, "axes %v of %s; only norms over the last axis can be converted", axes, t.sh[x.In[0]])
+	if axis, ok := t.normAxis(x); !ok || axis != p.axis {
+		t.fail(x, ErrNormAxis, "of %s; the stream's width is axis %d there", t.sh[x.In[0]], p.axis)
 	}
 	for _, local := range []string{"w", "b"} {
-		if p := t.n.Param(x, local); p != nil && p.Value.Shape().Size() != t.spec.Dim {
-			t.fail(x, ErrNormAxis, "its parameter %q has %d elements for a stream of width %d", local, p.Value.Shape().Size(), t.spec.Dim)
+		if q := t.n.Param(x, local); q != nil && q.Value.Shape().Size() != t.spec.Dim {
+			t.fail(x, ErrNormAxis, "its parameter %q has %d elements for a stream of width %d", local, q.Value.Shape().Size(), t.spec.Dim)
 		}
 	}
-	t.follow(x.Out[0], &m, 1)
+	t.follow(port{x.Out[0], p.axis}, &m, 1)
 	t.spec.Norms = append(t.spec.Norms, m)
 }
 
-// follow collects the linear maps that read a norm, through what keeps its channels.
-func (t *tracer) follow(v string, m *NormRef, factor float64) {
-	if t.output[v] {
+// follow collects the linear maps that read a norm, through what averages, chooses or rearranges its tokens.
+func (t *tracer) follow(p port, m *NormRef, factor float64) {
+	t.spec.axis[p.value] = p.axis
+	if t.output[p.value] {
 		m.Others = append(m.Others, "output")
 	}
-	for _, r := range t.readers[v] {
-		b, isValue := r.Op.(nn.Value)
-		a, isAffine := r.Op.(nn.Affine)
-		switch {
-		case isValue && b.Batch:
-		case t.reads(r, v):
-			t.spec.Readers = append(t.spec.Readers, Reader{r.Name, m.Node, factor})
-		case isAffine && a.Shift == 0:
-			t.spec.between = append(t.spec.between, r.Name)
-			t.follow(r.Out[0], m, factor*a.Scale)
-		case len(r.Out) == 1 && r.In[0] == v && t.between(r, v):
-			t.spec.between = append(t.spec.between, r.Name)
-			t.follow(r.Out[0], m, factor)
-		default:
-			m.Others = append(m.Others, r.Name)
+	for _, r := range t.readers[p.value] {
+		if b, ok := r.Op.(nn.Value); ok && b.Batch {
+			continue
 		}
+		if t.reads(r, p) {
+			t.spec.Readers = append(t.spec.Readers, Reader{r.Name, m.Node, factor})
+			continue
+		}
+		axis, ok := t.onward(r, p, t.spec.Dim)
+		f := factor
+		switch op := r.Op.(type) {
+		case nn.Affine:
+			f *= op.Scale
+		case nn.Reduce:
+			ok = ok && op.Fn == "ReduceMean"
+		case nn.Slice, nn.Gather, nn.Transpose, nn.Reshape, nn.Dropout, nn.Unary:
+			u, isUnary := r.Op.(nn.Unary)
+			ok = ok && (!isUnary || u.Fn == "Identity")
+		default:
+			ok = false
+		}
+		if !ok || len(r.Out) != 1 {
+			m.Others = append(m.Others, r.Name)
+			continue
+		}
+		t.spec.between = append(t.spec.between, r.Name)
+		t.follow(port{r.Out[0], axis}, m, f)
 	}
 }
 
-// between says whether a node behind a norm averages, chooses or rearranges tokens.
-func (t *tracer) between(r *nn.Node, v string) bool {
-	switch op := r.Op.(type) {
-	case nn.Gather:
-		return op.Axis != -1 && op.Axis != t.sh[v].Rank()-1
-	case nn.Unary:
-		return op.Fn == "Identity"
-	}
-	return len(r.In) == 1 && keepsChannels(r.Op, t.sh[v], t.sh[r.Out[0]])
-}
-
-// reads says whether a node is a plain linear map of the value.
-func (t *tracer) reads(r *nn.Node, v string) bool {
-	if len(r.In) == 0 || r.In[0] != v {
+// reads says whether a node is a plain linear map of a value whose width is the last axis.
+func (t *tracer) reads(r *nn.Node, p port) bool {
+	if len(r.In) == 0 || r.In[0] != p.value || p.axis != t.sh[p.value].Rank()-1 {
 		return false
 	}
 	switch op := r.Op.(type) {
-	case nn.CompressedIn:
-		return true
 	case nn.ZeroMeanOut:
-		_, ok := op.Of.(nn.Dense)
-		return ok
+		d, ok := op.Of.(nn.Dense)
+		return ok && nn.IsPlain(d)
 	case nn.Dense:
 		return nn.IsPlain(op)
 	case nn.Conv: // zeros around the input are zeros of the normalised stream, but not of its bias
@@ -603,48 +701,40 @@ func (t *tracer) reads(r *nn.Node, v string) bool {
 	return false
 }
 
-// scaled is the input of a layer scale that carries the stream.
-func (t *tracer) scaled(x *nn.Node) string {
-	for i := range x.In {
-		if p := t.prod[x.In[i]]; p != nil && t.isVector(p) {
-			return x.In[1-i]
-		}
-	}
-	return ""
-}
-
-// isVector says whether a node is a value of one factor per channel.
-func (t *tracer) isVector(p *nn.Node) bool {
-	v, ok := p.Op.(nn.Value)
-	return ok && !v.Batch && v.Shape.DType == dtypes.Float32 && v.Shape.Size() == t.spec.Dim && t.last(p.Out[0]) == t.spec.Dim
-}
-
-// layerScale recognises a factor per channel behind a linear layer that nothing else reads.
-func (t *tracer) layerScale(x *nn.Node) (s LayerScale, ok bool) {
+// layerScale recognises a factor per channel behind a linear layer that nothing else reads, and gives the value that is
+// scaled.
+func (t *tracer) layerScale(x *nn.Node, axis int) (s LayerScale, from port, ok bool) {
 	b, isBinary := x.Op.(nn.Binary)
-	v := t.scaled(x)
-	if !isBinary || b.Fn != "Mul" || len(x.In) != 2 || v == "" {
-		return s, false
+	if !isBinary || b.Fn != "Mul" || len(x.In) != 2 {
+		return s, from, false
 	}
-	gain := x.In[0]
-	if gain == v {
-		gain = x.In[1]
+	aligned := func(i int) port { return port{x.In[i], t.sh[x.In[i]].Rank() - t.sh[x.Out[0]].Rank() + axis} }
+	for i := range 2 {
+		g := t.prod[x.In[i]]
+		if g == nil || t.size(aligned(i)) != t.spec.Dim || t.size(aligned(1-i)) != t.spec.Dim {
+			continue
+		}
+		v, isValue := g.Op.(nn.Value)
+		if !isValue || v.Batch || !v.Shape.DType.IsFloat() || v.Shape.Size() != t.spec.Dim {
+			continue
+		}
+		s, from = LayerScale{Node: x.Name, Gain: g.Name}, aligned(1-i)
+		for p := from; ; {
+			y := t.prod[p.value]
+			if y == nil || t.output[p.value] || len(t.readers[p.value]) != 1 {
+				break
+			}
+			switch y.Op.(type) {
+			case nn.Dense, nn.Conv:
+				s.Writer = y.Name
+				return s, from, t.writes(y, y.Op, p.axis)
+			}
+			in := t.carries(y, p.axis, t.spec.Dim)
+			if len(in) != 1 {
+				break
+			}
+			p = in[0]
+		}
 	}
-	s = LayerScale{Node: x.Name, Gain: t.prod[gain].Name}
-	for {
-		p := t.prod[v]
-		if p == nil || t.output[v] || len(t.readers[v]) != 1 {
-			return s, false
-		}
-		switch p.Op.(type) {
-		case nn.Dense, nn.Conv:
-			s.Writer = p.Name
-			return s, t.writes(p, p.Op)
-		}
-		in := t.carries(p, t.spec.Dim)
-		if len(in) != 1 {
-			return s, false
-		}
-		v = p.In[in[0]]
-	}
+	return s, from, false
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/data"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/gguf"
 )
@@ -231,7 +231,7 @@ func TestDecoderPredictsEnglish(t *testing.T) {
 	for i := range n {
 		ids = append(ids, ids[n-1-i])
 	}
-	out, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(ids, 2, n)})
+	out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(ids, 2, n)})
 	if err != nil {
 		t.Fatal(err)
 	}

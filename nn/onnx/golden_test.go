@@ -13,7 +13,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/data"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
 )
@@ -87,7 +87,7 @@ func readGolden(t *testing.T) golden {
 
 func backend(t *testing.T) compute.Backend {
 	t.Helper()
-	return engine.Go()
+	return enginetest.Backend()
 }
 
 // TestRealModelsAgreeWithONNXRuntime reads each model once and runs it at batch 1 and 3.

@@ -16,7 +16,7 @@ import (
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/safetensors"
 	"github.com/lathe-ml/lathe/nn/zoo"
@@ -117,11 +117,11 @@ func TestNetworksReadBackEqual(t *testing.T) {
 			x[i] = float32(i%17)/8 - 1
 		}
 		in := []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 2, s[1], s[2], s[3])}
-		want, err := net.Run(engine.Go(), in)
+		want, err := net.Run(enginetest.Backend(), in)
 		if err != nil {
 			t.Fatal(err)
 		}
-		have, err := got.Run(engine.Go(), in)
+		have, err := got.Run(enginetest.Backend(), in)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,8 +11,9 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
+	"github.com/lathe-ml/lathe/nn/onnx"
 	"github.com/lathe-ml/lathe/nn/safetensors"
 	"github.com/lathe-ml/lathe/nn/zoo"
 )
@@ -41,7 +42,7 @@ func TestBERTMatchesPyTorch(t *testing.T) {
 			ids, mask = append(ids, want.IDs[i]...), append(mask, want.Mask[i]...)
 		}
 		n, tokens := len(want.IDs), len(want.IDs[0])
-		out, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(ids, n, tokens), tensors.FromFlatDataAndDimensions(mask, n, tokens)}, taps...)
+		out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(ids, n, tokens), tensors.FromFlatDataAndDimensions(mask, n, tokens)}, taps...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,6 +65,19 @@ func TestBERTMatchesPyTorch(t *testing.T) {
 			}
 		}
 	}
+	file, err := onnx.Marshal(net, onnx.WriteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := onnx.Read(file, onnx.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, v := range nn.Float64s(run(back)[0]) {
+		if w := want.Embedding[i/8][i%8]; math.Abs(v-w) > 1e-5 {
+			t.Fatalf("through ONNX: embedding %d of text %d is %g, want %g", i%8, i/8, v, w)
+		}
+	}
 	if net.Meta["name"] != "tiny" {
 		t.Errorf("metadata %v", net.Meta)
 	}
@@ -75,7 +89,7 @@ func TestBERTIgnoresPadding(t *testing.T) {
 		t.Fatal(err)
 	}
 	run := func(ids ...int32) []float32 {
-		out, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(ids, 1, 5), tensors.FromFlatDataAndDimensions([]int32{1, 1, 1, 0, 0}, 1, 5)})
+		out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(ids, 1, 5), tensors.FromFlatDataAndDimensions([]int32{1, 1, 1, 0, 0}, 1, 5)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -122,9 +136,7 @@ func TestReadBERTRefuses(t *testing.T) {
 		}, "want [8 12]"},
 	} {
 		f := &safetensors.File{}
-		for _, x := range whole.Tensors {
-			f.Tensors = append(f.Tensors, x)
-		}
+		f.Tensors = append(f.Tensors, whole.Tensors...)
 		if c.change != nil {
 			c.change(f)
 		}

@@ -9,7 +9,7 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/zoo"
@@ -42,7 +42,7 @@ func TestDecoderBlockMatchesReference(t *testing.T) {
 			p := net.Params.Get("blk.0." + to)
 			p.Value = c.Inputs[from].Tensor(dtypes.Float64)
 		}
-		r, err := nn.NewRunner(engine.Go(), net, nn.RunOptions{DType: dtypes.Float64, Override: []string{"embed"}, Taps: []string{"blk.0.res2"}})
+		r, err := nn.NewRunner(enginetest.Backend(), net, nn.RunOptions{DType: dtypes.Float64, Override: []string{"embed"}, Taps: []string{"blk.0.res2"}})
 		if err != nil {
 			t.Fatal(err)
 		}

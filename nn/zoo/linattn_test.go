@@ -12,6 +12,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
@@ -43,7 +44,7 @@ func gradients(t *testing.T, net *nn.Network, dy *tensors.Tensor, in ...*tensors
 		args = append(args, x)
 	}
 	args = append(args, dy)
-	e, err := engine.NewExec(engine.Go(), func(a []*graph.Node) []*graph.Node {
+	e, err := engine.NewExec(enginetest.Backend(), func(a []*graph.Node) []*graph.Node {
 		cur, values := map[string]*graph.Node{}, map[string]*graph.Node{}
 		for i, n := range names {
 			cur[n] = a[i]
@@ -284,7 +285,7 @@ func TestLinearAttentionInWindows(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := nn.Floats(drawn(5, 2, 24, dim))
-	got, err := cut.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 2, 24, dim)})
+	got, err := cut.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 2, 24, dim)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +298,7 @@ func TestLinearAttentionInWindows(t *testing.T) {
 					at := (b*24 + (2*r+i/2)*6 + 2*c + i%2) * dim
 					in, out = append(in, x[at:at+dim]...), append(out, y[at:at+dim]...)
 				}
-				want, err := whole.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(in, 1, 4, dim)})
+				want, err := whole.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(in, 1, 4, dim)})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -329,7 +330,7 @@ func TestLinearAttentionReduces(t *testing.T) {
 		t.Errorf("positions are %+v", p)
 	}
 	x := tensors.FromFlatDataAndDimensions(nn.Floats(drawn(6, 2, 16, 8)), 2, 16, 8)
-	out, err := net.Run(engine.Go(), []*tensors.Tensor{x}, "attn.v", "attn.v.stretch")
+	out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x}, "attn.v", "attn.v.stretch")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -380,7 +381,7 @@ func TestLinearAttentionOfOneToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions([]float32{1, -2, 3, 4}, 1, 1, 4)})
+	out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions([]float32{1, -2, 3, 4}, 1, 1, 4)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -400,7 +401,7 @@ func TestLinearAttentionInONNX(t *testing.T) {
 			t.Fatal(err)
 		}
 		x := tensors.FromFlatDataAndDimensions(nn.Floats(drawn(7, 3, 16, 16, 1)), 3, 16, 16, 1)
-		want, err := net.Run(engine.Go(), []*tensors.Tensor{x})
+		want, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -412,7 +413,7 @@ func TestLinearAttentionInONNX(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		got, err := back.Run(engine.Go(), []*tensors.Tensor{x})
+		got, err := back.Run(enginetest.Backend(), []*tensors.Tensor{x})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

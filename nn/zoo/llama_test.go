@@ -6,7 +6,7 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/zoo"
 )
@@ -18,7 +18,7 @@ func logits(t *testing.T, o zoo.DecoderOptions, tokens ...int32) []float32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(tokens, 1, len(tokens))})
+	out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(tokens, 1, len(tokens))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func TestGroupedHeadsAreRepeatedHeads(t *testing.T) {
 	}
 	var outs [][]float32
 	for _, net := range []*nn.Network{grouped, full} {
-		out, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions([]int32{5, 6, 7}, 1, 3)})
+		out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions([]int32{5, 6, 7}, 1, 3)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,7 +6,7 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/zoo"
 )
@@ -68,7 +68,7 @@ func TestMobileNet(t *testing.T) {
 		for i := range x {
 			x[i] = float32(i%5) - 2
 		}
-		out, err := n.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 3, 7, 7, 1)})
+		out, err := n.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(x, 3, 7, 7, 1)})
 		if err != nil || out[0].Shape().Size() != 30 {
 			t.Errorf("se %v: %v, %v", se, out, err)
 		}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/fold"
 	"github.com/lathe-ml/lathe/nn/onnx"
@@ -43,7 +43,7 @@ func TestSwinShiftsItsWindows(t *testing.T) {
 		t.Fatal(err)
 	}
 	x := tensors.FromFlatDataAndDimensions(nn.Floats(drawn(1, 2, 16, 16, 1)), 2, 16, 16, 1)
-	out, err := net.Run(engine.Go(), []*tensors.Tensor{x}, "stage.0.1.attn.softmax.probs", "stage.0.0.attn.softmax.probs")
+	out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x}, "stage.0.1.attn.softmax.probs", "stage.0.0.attn.softmax.probs")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestRollIsUndone(t *testing.T) {
 	for i := range v {
 		v[i] = float32(i / 2)
 	}
-	out, err := net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(v, 1, 9, 2)})
+	out, err := net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(v, 1, 9, 2)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestSLABSwinFoldsAndExports(t *testing.T) {
 		}
 	}
 	x := tensors.FromFlatDataAndDimensions(nn.Floats(drawn(1, 2, 16, 16, 1)), 2, 16, 16, 1)
-	want, err := net.Run(engine.Go(), []*tensors.Tensor{x})
+	want, err := net.Run(enginetest.Backend(), []*tensors.Tensor{x})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +133,7 @@ func TestSLABSwinFoldsAndExports(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range []*nn.Network{net, back} {
-		got, err := n.Run(engine.Go(), []*tensors.Tensor{x})
+		got, err := n.Run(enginetest.Backend(), []*tensors.Tensor{x})
 		if err != nil {
 			t.Fatal(err)
 		}

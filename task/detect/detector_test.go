@@ -15,6 +15,7 @@ import (
 
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/nn"
@@ -196,7 +197,7 @@ func TestCellsBelongToTheSmallestObjectAroundThem(t *testing.T) {
 }
 
 func TestGIoU(t *testing.T) {
-	exec, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node { return []*graph.Node{GIoUSides(in[0], in[1])} })
+	exec, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node { return []*graph.Node{GIoUSides(in[0], in[1])} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +233,7 @@ func TestDetectorLearnsItsScenes(t *testing.T) {
 	}
 	d := tinyDetector(t)
 	var first, last learn.Info
-	_, err = d.Train(ctx, engine.Go(), scenes, TrainOptions{Steps: 120, Batch: 8, LR: 1e-2, Progress: func(done, _ int, info learn.Info) {
+	_, err = d.Train(ctx, enginetest.Backend(), scenes, TrainOptions{Steps: 120, Batch: 8, LR: 1e-2, Progress: func(done, _ int, info learn.Info) {
 		if done == 1 {
 			first = info
 		}
@@ -244,7 +245,7 @@ func TestDetectorLearnsItsScenes(t *testing.T) {
 	if last.Loss > 0.5*first.Loss {
 		t.Errorf("loss fell from %g to %g only", first.Loss, last.Loss)
 	}
-	raw, err := d.Detect(ctx, engine.Go(), scenes, DetectOptions{Batch: 5})
+	raw, err := d.Detect(ctx, enginetest.Backend(), scenes, DetectOptions{Batch: 5})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +260,7 @@ func TestDetectorLearnsItsScenes(t *testing.T) {
 	if r.AP50 < 0.5 {
 		t.Errorf("AP50 on the scenes it was trained on is %.2f", r.AP50)
 	}
-	few, err := d.Detect(ctx, engine.Go(), scenes[:1], DetectOptions{Top: 3, Threshold: Zero})
+	few, err := d.Detect(ctx, enginetest.Backend(), scenes[:1], DetectOptions{Top: 3, Threshold: Zero})
 	if err != nil || len(few) != 3*2 {
 		t.Errorf("the best three cells give %d detections (%v), want both classes of each", len(few), err)
 	}
@@ -272,7 +273,7 @@ func TestDetectorStartsAtItsPrior(t *testing.T) {
 	for i := range pixels {
 		pixels[i] = r.Float32()
 	}
-	out, err := d.Net.Run(engine.Go(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(pixels, 1, 48, 48, 1)})
+	out, err := d.Net.Run(enginetest.Backend(), []*tensors.Tensor{tensors.FromFlatDataAndDimensions(pixels, 1, 48, 48, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +291,7 @@ func TestInterruptedTrainingGoesOn(t *testing.T) {
 	}
 	whole, parts := tinyDetector(t), tinyDetector(t)
 	o := TrainOptions{Steps: 7, Batch: 4, Checkpoint: t.TempDir() + "/detector.ckpt"}
-	if _, err := whole.Train(context.Background(), engine.Go(), scenes, o); err != nil {
+	if _, err := whole.Train(context.Background(), enginetest.Backend(), scenes, o); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -299,11 +300,11 @@ func TestInterruptedTrainingGoesOn(t *testing.T) {
 			cancel()
 		}
 	}
-	if _, err := parts.Train(ctx, engine.Go(), scenes, o); !errors.Is(err, context.Canceled) {
+	if _, err := parts.Train(ctx, enginetest.Backend(), scenes, o); !errors.Is(err, context.Canceled) {
 		t.Fatalf("an interrupted training returns %v", err)
 	}
 	parts = tinyDetector(t)
-	if _, err := parts.Train(context.Background(), engine.Go(), scenes, o); err != nil {
+	if _, err := parts.Train(context.Background(), enginetest.Backend(), scenes, o); err != nil {
 		t.Fatal(err)
 	}
 	for p := range whole.Net.Params.All() {
@@ -328,17 +329,17 @@ func TestDetectorRefuses(t *testing.T) {
 		"negative size":           {{Pixels: good.Pixels, Objects: []Object{{Box: Rect{0, 0, -9, 9}}}}},
 		"batch":                   {good},
 	} {
-		if _, err := d.Train(ctx, engine.Go(), scenes, TrainOptions{Steps: 1}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := d.Train(ctx, enginetest.Backend(), scenes, TrainOptions{Steps: 1}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}
 	}
-	if _, err := d.Detect(ctx, engine.Go(), []Scene{{}}, DetectOptions{}); err == nil || !strings.Contains(err.Error(), "scene 0") {
+	if _, err := d.Detect(ctx, enginetest.Backend(), []Scene{{}}, DetectOptions{}); err == nil || !strings.Contains(err.Error(), "scene 0") {
 		t.Errorf("an empty scene gives %v", err)
 	}
-	if _, err := d.Detect(ctx, engine.Go(), nil, DetectOptions{Top: -1}); err == nil {
+	if _, err := d.Detect(ctx, enginetest.Backend(), nil, DetectOptions{Top: -1}); err == nil {
 		t.Error("a negative number of cells is not refused")
 	}
-	if dets, err := d.Detect(ctx, engine.Go(), nil, DetectOptions{}); err != nil || len(dets) != 0 {
+	if dets, err := d.Detect(ctx, enginetest.Backend(), nil, DetectOptions{}); err != nil || len(dets) != 0 {
 		t.Errorf("no scenes give %v, %v", dets, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 )
 
@@ -31,7 +32,7 @@ func TestGraphFormEqualsHostForm(t *testing.T) {
 		"gaussian": {}, "linear": {Method: Linear}, "hard": {Method: Hard, IoUThreshold: 0.1}, "none": {Method: None},
 		"narrow": {Sigma: 0.05, ScoreThreshold: 0.3}, "plus one": {PlusOne: true}, "all": {Method: Linear, ScoreThreshold: Zero},
 	} {
-		exec, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+		exec, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 			index, kept := SoftNMSGraph(in[0], in[1], k, cfg)
 			return []*graph.Node{index, kept}
 		})
@@ -75,7 +76,7 @@ func TestGraphFormRefuses(t *testing.T) {
 			}
 			return tensors.FromFlatDataAndDimensions(make([]float32, n), dims...)
 		}
-		exec, err := engine.NewExec(engine.Go(), func(in []*graph.Node) []*graph.Node {
+		exec, err := engine.NewExec(enginetest.Backend(), func(in []*graph.Node) []*graph.Node {
 			index, _ := SoftNMSGraph(in[0], in[1], k, cfg)
 			return []*graph.Node{graph.ConvertDType(index, dtypes.Int32)}
 		})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/lathe-ml/lathe/data/imaging"
 	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
 	"github.com/lathe-ml/lathe/internal/metric"
 	"github.com/lathe-ml/lathe/nn"
@@ -17,7 +18,7 @@ import (
 // eval runs a graph function on the portable backend.
 func eval(t *testing.T, f func(x []*graph.Node) []*graph.Node, args ...*tensors.Tensor) []*tensors.Tensor {
 	t.Helper()
-	ex, err := engine.NewExec(engine.Go(), f)
+	ex, err := engine.NewExec(enginetest.Backend(), f)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ import (
 
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/data/imaging"
-	"github.com/lathe-ml/lathe/engine"
+	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn/optim"
 	"github.com/lathe-ml/lathe/nn"
@@ -69,7 +69,7 @@ func network(t *testing.T, m ESPCN) *nn.Network {
 
 func upscaler(t *testing.T, n *nn.Network, r int, o UpscalerOptions) *Upscaler {
 	t.Helper()
-	u, err := NewUpscaler(engine.Go(), n, r, o)
+	u, err := NewUpscaler(enginetest.Backend(), n, r, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func TestTrainingBeforeAndAfterTheShuffleIsTheSame(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := FitESPCN(t.Context(), engine.Go(), n, m, pairs, Training{Steps: 3, Batch: 2, Patch: 8, AfterShuffle: after}); err != nil {
+		if err := FitESPCN(t.Context(), enginetest.Backend(), n, m, pairs, Training{Steps: 3, Batch: 2, Patch: 8, AfterShuffle: after}); err != nil {
 			t.Fatal(err)
 		}
 		got[i] = n.Params.Get("features.w").Data()
@@ -392,7 +392,7 @@ func TestTrainingLowersTheLossAndResumesBitForBit(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = FitESPCN(ctx, engine.Go(), n, m, pairs, c)
+			err = FitESPCN(ctx, enginetest.Backend(), n, m, pairs, c)
 			return append(n.Params.Get("features.w").Data(), n.Params.Get("conv1.w").Data()...), err
 		}
 		c.Progress = func(done, _ int, loss float64) {
@@ -455,7 +455,7 @@ func TestLastLayerLearnsSlower(t *testing.T) {
 			t.Fatal(err)
 		}
 		a, b := n.Params.Get("conv1.w").Data(), n.Params.Get("features.w").Data()
-		if err := FitESPCN(t.Context(), engine.Go(), n, m, pairs, Training{Steps: 1, Batch: 2, Patch: 8, LastLayer: f}); err != nil {
+		if err := FitESPCN(t.Context(), enginetest.Backend(), n, m, pairs, Training{Steps: 1, Batch: 2, Patch: 8, LastLayer: f}); err != nil {
 			t.Fatal(err)
 		}
 		return furthest(a, n.Params.Get("conv1.w").Data()), furthest(b, n.Params.Get("features.w").Data())
@@ -735,7 +735,7 @@ func TestBadInputIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	pairs := testPairs(t, 2, 1)
-	fit := func(c Training) error { return FitESPCN(t.Context(), engine.Go(), net, small, pairs, c) }
+	fit := func(c Training) error { return FitESPCN(t.Context(), enginetest.Backend(), net, small, pairs, c) }
 	u := upscaler(t, net, 2, UpscalerOptions{})
 	nan := field(1, 4, 4, 1)
 	nan.Pix[3] = float32(math.NaN())
@@ -771,14 +771,14 @@ func TestBadInputIsRefused(t *testing.T) {
 		"NaN pixel":                {drop(u.Planes(t.Context(), nan)), "finite"},
 		"two channels":             {drop(u.Picture(t.Context(), &imaging.Picture{Color: field(1, 4, 4, 2)})), "1 (grey) or 3 (RGB)"},
 		"wrong channels":           {drop(u.Planes(t.Context(), field(1, 4, 4, 3))), "3 channels"},
-		"other factor":             {drop(NewUpscaler(engine.Go(), net, 3, UpscalerOptions{})), "enlarges by 2"},
-		"no network":               {drop(NewUpscaler(engine.Go(), nil, 3, UpscalerOptions{})), "NewBicubic"},
+		"other factor":             {drop(NewUpscaler(enginetest.Backend(), net, 3, UpscalerOptions{})), "enlarges by 2"},
+		"no network":               {drop(NewUpscaler(enginetest.Backend(), nil, 3, UpscalerOptions{})), "NewBicubic"},
 		"bicubic factor":           {drop(NewBicubic(0)), "factor 0"},
-		"tile too small":           {drop(NewUpscaler(engine.Go(), net, 2, UpscalerOptions{Tile: 8})), "exceed 8"},
+		"tile too small":           {drop(NewUpscaler(enginetest.Backend(), net, 2, UpscalerOptions{Tile: 8})), "exceed 8"},
 		"no pretrained":            {drop(Pretrained(5)), "[2 3 4]"},
-		"no images":                {drop(TrainESPCN(t.Context(), engine.Go(), nil, small, Training{})), "no images"},
-		"no pairs":                 {FitESPCN(t.Context(), engine.Go(), net, small, nil, Training{}), "empty"},
-		"image below a patch":      {drop(TrainESPCN(t.Context(), engine.Go(), []Photo{{"tiny", tiny}}, small, Training{})), `"tiny"`},
+		"no images":                {drop(TrainESPCN(t.Context(), enginetest.Backend(), nil, small, Training{})), "no images"},
+		"no pairs":                 {FitESPCN(t.Context(), enginetest.Backend(), net, small, nil, Training{}), "empty"},
+		"image below a patch":      {drop(TrainESPCN(t.Context(), enginetest.Backend(), []Photo{{"tiny", tiny}}, small, Training{})), `"tiny"`},
 		"image below the factor":   {drop(Pairs([]Photo{{"dot", image.NewGray(image.Rect(0, 0, 1, 1))}}, 2, 1, nil)), `"dot"`},
 		"infinite training sample": {drop(NewPair("bright", inf, 3, 1, BicubicShrink{})), `"bright"`},
 		"negative steps":           {fit(Training{Steps: -1}), "-1 steps"},

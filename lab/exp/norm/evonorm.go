@@ -38,6 +38,8 @@ type evoSearchRecipe struct {
 	Proposals               int
 	LongProposals           int // of the search that has the time which a user would give it
 	LongWindow              int
+	LongTournament          int
+	LongFresh               float64
 	Retrained               int // best layers that are trained again, on networks of RetrainWidth for RetrainSteps
 	RetrainWidth            int
 	RetrainSteps            int
@@ -59,7 +61,7 @@ func evoNormRecipeOf(s lab.Scale) evoNormRecipe {
 		Width: 8, Groups: 4, B64: images(64, 300, .1), B4: images(4, 600, .02),
 		Search: evoSearchRecipe{
 			Train: 6_000, Validation: 1_000, Test: 4_000, Width: 6, Groups: 2, Batch: 32, LR: .1, Steps: 100, Window: 20, Tournament: 5, Fresh: .3,
-			Proposals: 400, LongProposals: 5_000, LongWindow: 100, Retrained: 5, RetrainWidth: 12, RetrainSteps: 300, Sampled: 40, StabilitySteps: 100,
+			Proposals: 400, LongProposals: 1_500, LongWindow: 200, LongTournament: 50, LongFresh: .2, Retrained: 5, RetrainWidth: 12, RetrainSteps: 300, Sampled: 40, StabilitySteps: 100,
 			Networks: 3, References: []string{"bn-relu", "bn-silu", "gn-relu", "relu", "b0", "s0"},
 		},
 	}
@@ -378,7 +380,8 @@ func evoSearch(set func(o *method.SearchOptions), networks int) func(ctx context
 		if set != nil {
 			set(&o)
 		} else {
-			o.Proposals, o.Window, o.Parallel, o.Novel = z.LongProposals, z.LongWindow, 2, true
+			o.Proposals, o.Window, o.Tournament, o.Fresh = z.LongProposals, z.LongWindow, z.LongTournament, z.LongFresh
+			o.Parallel, o.Novel = 2, true
 		}
 		o.Observe = func(p method.Proposal, _ *method.SearchResult) { t.Progress(p.Number+1, o.Proposals) }
 		archs := z.archs(m, z.Width)

@@ -117,8 +117,12 @@ func SearchLogPicture(r *method.SearchResult) image.Image {
 		verdict, text string
 		c             color.Color
 	}{
-		{method.ByStatic, "ignores x", grey}, {method.ByQuality, "quality", orange}, {method.ByNaN, "not finite", red},
-		{method.ByStability, "unstable", purple}, {method.ByError, "error", black}, {method.ByTimeout, "timeout", black},
+		{method.ByStatic, "ignores x", grey},
+		{method.ByQuality, "quality", orange},
+		{method.ByNaN, "not finite", red},
+		{method.ByStability, "unstable", purple},
+		{method.ByError, "error", black},
+		{method.ByTimeout, "timeout", black},
 	}
 	for i, row := range rows {
 		y := 300 + 18*i

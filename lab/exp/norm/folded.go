@@ -4,12 +4,11 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"time"
 
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/internal/metric"
-	"github.com/lathe-ml/lathe/internal/stat"
+	"github.com/lathe-ml/lathe/internal/timing"
 	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/exp/recipe"
 	"github.com/lathe-ml/lathe/nn"
@@ -67,56 +66,25 @@ func compareFolded(ctx context.Context, t *lab.Trial, images recipe.Images, sets
 			x = batch[0]
 			break
 		}
-		seconds, err := interleaved(ctx, runners, x, rounds)
+		var passes []func() error
+		for _, r := range runners {
+			passes = append(passes, pass(r, x))
+		}
+		times, err := timing.Interleaved(ctx, rounds, nil, passes...)
 		if err != nil {
 			return err
 		}
-		for i, s := range seconds {
-			t.Record(fmt.Sprintf("%s_seconds_b%d", names[i], size), s)
+		for i, s := range times {
+			t.Record(fmt.Sprintf("%s_seconds_b%d", names[i], size), s.Median())
 		}
 	}
 	return nil
 }
 
-// interleaved times one pass of each runner: the median over all passes, in rounds in each of which every runner has a turn
-// of several passes, in changing order. Every pass is timed on its own, so that one that other work interrupts does not
-// count.
-func interleaved(ctx context.Context, runners []*nn.Runner, x *tensors.Tensor, rounds int) (seconds []float64, err error) {
-	const turn = 10 * time.Millisecond
-	times := make([][]float64, len(runners))
-	pass := func(i int) (time.Duration, error) {
-		start := time.Now()
-		_, err := runners[i].Run(x)
-		return time.Since(start), err
+// pass is one forward pass, for timing.
+func pass(r *nn.Runner, x *tensors.Tensor) func() error {
+	return func() error {
+		_, err := r.Run(x)
+		return err
 	}
-	passes := 1
-	for i := range runners {
-		if _, err := pass(i); err != nil { // compiles
-			return nil, err
-		}
-		d, err := pass(i)
-		if err != nil {
-			return nil, err
-		}
-		passes = max(passes, int(turn/max(d, 1)))
-	}
-	for round := range rounds {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		for k := range runners {
-			i := (k + round) % len(runners)
-			for range passes {
-				d, err := pass(i)
-				if err != nil {
-					return nil, err
-				}
-				times[i] = append(times[i], d.Seconds())
-			}
-		}
-	}
-	for _, v := range times {
-		seconds = append(seconds, stat.Median(v))
-	}
-	return seconds, nil
 }

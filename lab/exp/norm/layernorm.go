@@ -20,7 +20,9 @@ import (
 )
 
 // Experiments lists the experiments of the family.
-func Experiments() []lab.Experiment { return []lab.Experiment{LayerNorm(), PowerNorm(), UnifiedNorm(), MixLN(), LayerNormScaling()} }
+func Experiments() []lab.Experiment {
+	return []lab.Experiment{LayerNorm(), PreRMSNorm(), LayerNormScaling(), MixLN(), PowerNorm(), UnifiedNorm(), SLAB(), EvoNorm()}
+}
 
 // layerNormSizes are the sizes of the experiment at a scale.
 type layerNormSizes struct {

@@ -323,7 +323,7 @@ func preRMSSpeed(ctx context.Context, t *lab.Trial) error {
 			y := in[0]
 			for range z.Chain { // one alone would be measured with the making of its result
 				if form == "crms" {
-					y = nn.CompressedRMS(y, 1e-5)
+					y = nn.CompressedRMS(y, 1e-5, -1)
 				} else {
 					y = nn.Standardize(y, nil, nil, 1e-5, form == "ln", -1)
 				}

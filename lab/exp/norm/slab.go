@@ -2,8 +2,8 @@ package norm
 
 import (
 	"context"
-	"fmt"
 	"math"
+	"strings"
 
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/compute/shapes"
@@ -11,6 +11,7 @@ import (
 
 	method "github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/internal/rng"
+	"github.com/lathe-ml/lathe/internal/timing"
 	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/exp/recipe"
 	"github.com/lathe-ml/lathe/nn"
@@ -19,19 +20,22 @@ import (
 
 // slabSizes are the sizes of the experiment at a scale.
 type slabSizes struct {
-	Images     recipe.Images
-	Width      int // the feed-forward part is twice as wide
-	Depth      int
-	Heads      int
-	Fade       int // steps on which layer norm becomes RepBN
-	Text       powerNormSizes
-	TextFade   int // steps of warm-up, and steps on which RMS norm becomes RepBN
-	Rounds     int // of the timing of networks
-	Sides      [3]int
-	LayerWidth int // of the attention layers that are timed, with LayerHeads heads on LayerBatch maps of Sides² tokens
-	LayerHeads int
-	LayerBatch int
-	LayerRound int // of their timing
+	Images recipe.Images
+	Width  int // the feed-forward part is twice as wide
+	Depth  int
+	Heads  int
+	Fade   int // steps on which layer norm becomes RepBN
+	Rounds int // of the timing
+
+	Text     powerNormSizes
+	TextFade int // steps of warm-up, and then steps on which RMS norm becomes RepBN
+
+	// The attention layers that are timed: of this width, with so many heads, on so many maps of Sides² tokens.
+	Sides       [3]int
+	LayerWidth  int
+	LayerHeads  int
+	LayerBatch  int
+	LayerRounds int // of their timing
 }
 
 func slabSizesOf(s lab.Scale) slabSizes {
@@ -41,12 +45,12 @@ func slabSizesOf(s lab.Scale) slabSizes {
 			Loop: recipe.Loop{Batch: 64, Steps: 500, LR: 3e-3, Decay: .05, ClipNorm: 5},
 		},
 		Width: 32, Depth: 2, Heads: 2, Fade: 250, Text: powerNormSizesOf(s), Rounds: 61,
-		Sides: [3]int{7, 14, 28}, LayerWidth: 64, LayerHeads: 4, LayerBatch: 4, LayerRound: 15,
+		Sides: [3]int{7, 14, 28}, LayerWidth: 64, LayerHeads: 4, LayerBatch: 4, LayerRounds: 15,
 	}
 	if s == lab.Smoke {
 		z.Images.TrainN, z.Images.TestN, z.Images.Steps, z.Fade, z.Rounds = 2_000, 200, 40, 20, 3
 		z.Images.Batch = 16
-		z.Sides, z.LayerBatch, z.LayerRound = [3]int{2, 4, 8}, 1, 3
+		z.Sides, z.LayerBatch, z.LayerRounds = [3]int{2, 4, 8}, 1, 3
 		z.Text.Text.Steps, z.Text.Text.Characters, z.Text.Depth = 10, 10_000, 1
 	}
 	z.TextFade = z.Text.Text.Steps / 3
@@ -183,7 +187,8 @@ func SLAB() lab.Experiment {
 // slabNorm is the method at the experiment's size.
 func slabNorm(z slabSizes) nn.Norm { return method.PRepBN{Steps: z.Fade} }
 
-// vit is the experiment's network, with weights drawn by Glorot and Bengio's rule.
+// vit is the experiment's network. Weights and positions are drawn by Glorot and Bengio's rule, with the standard deviation
+// √(2/(in + out)): with the smaller positions of ViT softmax attention lags at this length of training.
 func (z slabSizes) vit(op nn.Norm, linear *zoo.LinearAttentionOptions, seed uint64) (*nn.Network, error) {
 	o := zoo.ViTOptions{Dim: z.Width, Depth: z.Depth, Heads: z.Heads, MLP: 2 * z.Width, MeanPool: true, Norm: op, Seed: seed}
 	if linear != nil {
@@ -193,18 +198,21 @@ func (z slabSizes) vit(op nn.Norm, linear *zoo.LinearAttentionOptions, seed uint
 	if err != nil {
 		return nil, err
 	}
+	glorot := func(p *nn.Param, out int) error {
+		w := p.Data()
+		rng.Normal(rng.New(seed, "glorot:"+p.Name), w, math.Sqrt(2/float64(out+len(w)/out)))
+		return p.SetData(w)
+	}
 	for _, x := range net.Sites() {
 		if conv, ok := x.Op.(nn.Conv); ok && conv.Groups > 1 {
 			continue
 		}
 		p := net.Param(x, "w")
-		w, out := p.Data(), p.Value.Shape().Dimensions[0]
-		rng.Normal(rng.New(seed, "glorot:"+p.Name), w, math.Sqrt(2/float64(out+len(w)/out)))
-		if err := p.SetData(w); err != nil {
+		if err := glorot(p, p.Value.Shape().Dimensions[0]); err != nil {
 			return nil, err
 		}
 	}
-	return net, nil
+	return net, glorot(net.Params.Get("pos.w"), z.Width)
 }
 
 // classifier trains an arm's network.
@@ -234,22 +242,27 @@ func slabSpeed(ctx context.Context, t *lab.Trial) error {
 	return compareFolded(ctx, t, z.Images, sets, z.Rounds, ln, "prepbn", net)
 }
 
-// attentionSpeed times one layer of softmax and of linear attention on maps of three sizes.
+// attentionSpeed times one layer of softmax and of linear attention on maps of three sizes. The two larger ones take turns
+// with each other, so that a slow spell of the machine does not look like growth.
 func attentionSpeed(ctx context.Context, t *lab.Trial) error {
 	z := slabSizesOf(t.Scale)
+	var names []string
+	var tokens []int
+	var passes []func() error
 	for i, side := range z.Sides {
-		tokens := side * side
-		var runners []*nn.Runner
-		for _, attention := range []func(b *nn.Builder, x string) string{
-			func(b *nn.Builder, x string) string {
-				return zoo.Attention(b, "attn", x, zoo.AttentionOptions{Heads: z.LayerHeads})
-			},
-			func(b *nn.Builder, x string) string {
-				return zoo.LinearAttention(b, "attn", x, zoo.LinearAttentionOptions{Heads: z.LayerHeads, Grid: [2]int{side, side}})
-			},
-		} {
+		n := side * side
+		data := make([]float32, z.LayerBatch*n*z.LayerWidth)
+		rng.Normal(rng.New(t.Seed, "tokens"), data, 1)
+		x := tensors.FromFlatDataAndDimensions(data, z.LayerBatch, n, z.LayerWidth)
+		for _, name := range []string{"softmax", "linear"} {
 			b := nn.NewBuilder(t.Seed)
-			net, err := b.Finish(attention(b, b.Input("x", shapes.Make(dtypes.Float32, 1, tokens, z.LayerWidth))))
+			y := b.Input("x", shapes.Make(dtypes.Float32, 1, n, z.LayerWidth))
+			if name == "softmax" {
+				y = zoo.Attention(b, "attn", y, zoo.AttentionOptions{Heads: z.LayerHeads})
+			} else {
+				y = zoo.LinearAttention(b, "attn", y, zoo.LinearAttentionOptions{Heads: z.LayerHeads, Grid: [2]int{side, side}})
+			}
+			net, err := b.Finish(y)
 			if err != nil {
 				return err
 			}
@@ -258,18 +271,20 @@ func attentionSpeed(ctx context.Context, t *lab.Trial) error {
 				return err
 			}
 			defer r.Finalize()
-			runners = append(runners, r)
+			names, tokens, passes = append(names, name+"_"+slabMaps[i]), append(tokens, n), append(passes, pass(r, x))
 		}
-		x := make([]float32, z.LayerBatch*tokens*z.LayerWidth)
-		rng.Normal(rng.New(t.Seed, "tokens"), x, 1)
-		seconds, err := interleaved(ctx, runners, tensors.FromFlatDataAndDimensions(x, z.LayerBatch, tokens, z.LayerWidth), z.LayerRound)
-		if err != nil {
-			return err
-		}
-		for k, name := range []string{"softmax", "linear"} {
-			t.Record(fmt.Sprintf("%s_%s_seconds", name, slabMaps[i]), seconds[k])
-			t.Series(name+"_seconds", float64(tokens), seconds[k])
-		}
+	}
+	small, err := timing.Interleaved(ctx, z.LayerRounds, nil, passes[:2]...)
+	if err != nil {
+		return err
+	}
+	large, err := timing.Interleaved(ctx, z.LayerRounds, t.Progress, passes[2:]...)
+	if err != nil {
+		return err
+	}
+	for i, times := range append(small, large...) {
+		t.Record(names[i]+"_seconds", times.Median())
+		t.Series(strings.TrimSuffix(names[i], "_"+slabMaps[i/2])+"_seconds", float64(tokens[i]), times.Median())
 	}
 	return nil
 }

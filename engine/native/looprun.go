@@ -1,0 +1,324 @@
+package native
+
+import (
+	"math"
+
+	"github.com/lathe-ml/lathe/engine/kernel"
+)
+
+// Running a fused loop: chunk by chunk, block by block, instruction by instruction.
+
+// loopSpace is a worker's memory for loops.
+type loopSpace struct {
+	registers []float32
+	slots     [][]float32
+	temp      []float32
+	adam      kernel.Adam
+	_         [64]byte
+}
+
+func (s *loopSpace) grow(p *program) {
+	n := p.blockRows * p.blockCols
+	if len(s.registers) < n*p.registers {
+		s.registers = aligned(n * p.registers)
+	}
+	if len(s.slots) < p.slots {
+		s.slots = make([][]float32, p.slots)
+	}
+	if len(s.temp) < n {
+		s.temp = aligned(n)
+	}
+}
+
+var foldStart = [...]float32{foldSum: 0, foldMax: float32(math.Inf(-1)), foldMin: float32(math.Inf(1)), foldProduct: 1}
+
+// loopJob runs the chunks of a program.
+type loopJob struct {
+	x *executable
+	p *program
+}
+
+// Do runs one chunk.
+func (j *loopJob) Do(worker, i int) {
+	s := &j.x.loops[worker]
+	var own []float32
+	if i > 0 && j.p.partials > 0 {
+		own = j.x.partials[(i-1)*j.p.partials : i*j.p.partials]
+		j.p.start(own)
+	}
+	from, to := j.p.span(i)
+	j.p.run(s, from, to, own)
+}
+
+// start sets a chunk's partial results.
+func (p *program) start(own []float32) {
+	for _, f := range p.folds {
+		if !f.byRow {
+			fill(f.target(own), foldStart[f.op])
+		}
+	}
+}
+
+func fill(x []float32, v float32) {
+	for i := range x {
+		x[i] = v
+	}
+}
+
+// target returns where a chunk gathers a reduction.
+func (f *folding) target(own []float32) []float32 {
+	if own == nil {
+		return f.v.buf
+	}
+	return own[f.at : f.at+f.n]
+}
+
+// runLoop runs a program and joins what its chunks gathered.
+func (x *executable) runLoop(p *program) {
+	p.start(nil)
+	x.job = loopJob{x, p}
+	if p.chunks == 1 {
+		x.job.Do(0, 0)
+		return
+	}
+	x.b.pool.Run(p.chunks, &x.job)
+	if p.partials > 0 {
+		for i := 1; i < p.chunks; i++ {
+			own := x.partials[(i-1)*p.partials : i*p.partials]
+			for _, f := range p.folds {
+				if !f.byRow {
+					f.join(f.v.buf, f.v.buf, f.target(own))
+				}
+			}
+		}
+	}
+}
+
+// run computes some rows, or some columns of the only row.
+func (p *program) run(s *loopSpace, from, to int, own []float32) {
+	size := p.blockRows * p.blockCols
+	slots := s.slots[:p.slots]
+	for i := range p.fixed {
+		o := &p.fixed[i]
+		r := p.register[o.slot]
+		d := s.registers[r*size : (r+1)*size]
+		slots[o.slot] = d
+		if o.last == 0 {
+			fill(d, o.base.buf[o.off])
+			continue
+		}
+		for d = d[:min(size, (to-from)*p.cols)]; len(d) > 0; d = d[p.cols:] {
+			copy(d[:p.cols], o.base.buf[o.off:])
+		}
+	}
+	if p.rows == 1 {
+		for c := from; c < to; c += p.blockCols {
+			p.block(s, slots, 0, 1, c, min(p.blockCols, to-c), own)
+		}
+		return
+	}
+	for r := from; r < to; r += p.blockRows {
+		for c := 0; c < p.cols; c += p.blockCols {
+			p.block(s, slots, r, min(to, r+p.blockRows), c, min(p.blockCols, p.cols-c), own)
+		}
+	}
+}
+
+// block computes columns c0 to c0+w of rows r0 to r1. More than one row comes with all columns only.
+func (p *program) block(s *loopSpace, slots [][]float32, r0, r1, c0, w int, own []float32) {
+	n, at, size := (r1-r0)*w, r0*p.cols+c0, p.blockRows*p.blockCols
+	for i := range p.whole {
+		o := &p.whole[i]
+		slots[o.slot] = o.base.buf[o.off+at:][:n]
+	}
+	for i := range p.results {
+		slots[p.results[i].slot] = p.results[i].v.buf[at:][:n]
+	}
+	get := func(slot int) []float32 { return slots[slot][:n] }
+	for i := range p.code {
+		if p.streams {
+			p.ahead(i, at+n)
+		}
+		in := &p.code[i]
+		if in.d >= 0 && p.register[in.d] >= 0 {
+			slots[in.d] = s.registers[p.register[in.d]*size:][:n]
+		}
+		switch in.code {
+		case opUnary:
+			in.unary(get(in.d), get(in.arg[0]))
+		case opBinary:
+			in.binary(get(in.d), get(in.arg[0]), get(in.arg[1]))
+		case opSelect, opMulAdd:
+			in.ternary(get(in.d), get(in.arg[0]), get(in.arg[1]), get(in.arg[2]))
+		case opAdam:
+			in.adam.run(p.set, &s.adam, in, slots, n)
+		case opLoad:
+			p.load(get(in.d), &in.load, r0, r1, c0, w)
+		case opFold:
+			p.fold(s, in.fold, get(in.arg[0]), r0, r1, c0, w, own)
+		case opRow:
+			p.row(in, slots, r0, r1)
+		}
+	}
+}
+
+// ahead asks for a part of the next block, which begins at an element: what instruction i is to wait for.
+func (p *program) ahead(i, at int) {
+	n := min(p.blockRows*p.blockCols, p.rows*p.cols-at)
+	lines := (n + 15) / 16
+	from, to := lines*i/len(p.code), lines*(i+1)/len(p.code)
+	if to <= from {
+		return
+	}
+	for k := range p.whole {
+		o := &p.whole[k]
+		prefetch(&o.base.buf[o.off+at+16*from], to-from)
+	}
+	for k := range p.results {
+		prefetch(&p.results[k].v.buf[at+16*from], to-from)
+	}
+}
+
+func (p *program) row(in *instr, slots [][]float32, r0, r1 int) {
+	arg := func(i int) []float32 {
+		a := &in.rowArgs[i]
+		if a.slot >= 0 {
+			return slots[a.slot][:r1-r0]
+		}
+		return a.base.buf[a.off+r0 : a.off+r1]
+	}
+	d := in.row.buf[r0:r1]
+	switch {
+	case in.unary != nil:
+		in.unary(d, arg(0))
+	case in.binary != nil:
+		in.binary(d, arg(0), arg(1))
+	default:
+		in.ternary(d, arg(0), arg(1), arg(2))
+	}
+}
+
+// cursor walks over the rows of a strided operand.
+type cursor struct {
+	dims, str []int
+	i         [maxAxes]int
+	off       int
+}
+
+// seek goes to a row. The dimensions are the loop's, without the last.
+func (c *cursor) seek(dims, str []int, row int) {
+	c.dims, c.str, c.off = dims, str, 0
+	for k := len(str) - 1; k >= 0; k-- {
+		c.i[k] = row % dims[k]
+		row /= dims[k]
+		c.off += c.i[k] * str[k]
+	}
+}
+
+func (c *cursor) next() {
+	for k := len(c.str) - 1; k >= 0; k-- {
+		c.i[k]++
+		c.off += c.str[k]
+		if c.i[k] < c.dims[k] {
+			return
+		}
+		c.off -= c.i[k] * c.str[k]
+		c.i[k] = 0
+	}
+}
+
+// load reads a strided operand into d.
+func (p *program) load(d []float32, o *operand, r0, r1, c0, w int) {
+	src := o.base.buf
+	if o.last == 0 && len(o.str) == 1 && o.str[0] == 1 && r1-r0 > 1 {
+		p.set.FillRows(d, src[o.off+r0:o.off+r1], w)
+		return
+	}
+	var c cursor
+	c.seek(p.dims, o.str, r0)
+	for range r1 - r0 {
+		row := d[:w]
+		d = d[w:]
+		from := o.off + c.off + c0*o.last
+		switch o.last {
+		case 0:
+			fill(row, src[from])
+		case 1:
+			copy(row, src[from:from+w])
+		default:
+			for i := range row {
+				row[i] = src[from]
+				from += o.last
+			}
+		}
+		c.next()
+	}
+}
+
+// fold gathers a block into a reduction.
+func (p *program) fold(s *loopSpace, f *folding, x []float32, r0, r1, c0, w int, own []float32) {
+	if f.byRow {
+		foldRows(p.set, f, f.v.buf[r0:r1], x, w)
+		return
+	}
+	out := f.target(own)
+	var c cursor
+	c.seek(p.dims, f.str, r0)
+	if f.last == 0 {
+		t := s.temp[:r1-r0]
+		foldRows(p.set, f, t, x, w)
+		for _, v := range t {
+			out[c.off] = f.op.join(out[c.off], v)
+			c.next()
+		}
+		return
+	}
+	if f.toRow && w == p.cols {
+		p.set.SumCols(out[c.off:c.off+w], x)
+		return
+	}
+	for range r1 - r0 {
+		row := x[:w]
+		x = x[w:]
+		at := c.off + c0*f.last
+		if f.last == 1 {
+			q := out[at : at+w]
+			f.join(q, q, row)
+		} else {
+			for _, v := range row {
+				out[at] = f.op.join(out[at], v)
+				at += f.last
+			}
+		}
+		c.next()
+	}
+}
+
+func foldRows(set *kernel.Set, f *folding, d, x []float32, w int) {
+	switch f.op {
+	case foldSum:
+		set.SumRows(d, x, w)
+	case foldMax:
+		set.MaxRows(d, x, w)
+	default:
+		for r := range d {
+			a := foldStart[f.op]
+			for _, v := range x[r*w : r*w+w] {
+				a = f.op.join(a, v)
+			}
+			d[r] = a
+		}
+	}
+}
+
+func (o foldOp) join(a, b float32) float32 {
+	switch o {
+	case foldMax:
+		return max(a, b)
+	case foldMin:
+		return min(a, b)
+	case foldProduct:
+		return a * b
+	}
+	return a + b
+}
