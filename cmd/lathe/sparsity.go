@@ -24,6 +24,7 @@ type sparsityFlags struct {
 	shapes                   []string
 	cases, batch, tokens     int
 	opset                    int
+	mask                     string
 	report, output           string
 }
 
@@ -117,6 +118,7 @@ set (then with accuracy). -o writes the network with the one k of --keep.`,
 	fl.StringVar(&f.preprocess, "preprocess", "", "how pictures become inputs; see lathe compress --help")
 	fl.IntVar(&f.batch, "batch", 64, "cases per pass")
 	fl.StringArrayVar(&f.shapes, "shape", nil, "shape of an input that the model leaves open, name=1,3,48,320; may be repeated")
+	fl.StringVar(&f.mask, "mask", "attention_mask", "input that is 1 for tokens that count and 0 for padding, if the network has one")
 	fl.IntVar(&f.tokens, "tokens", 0, "length of a BERT encoder's inputs (default: 128)")
 	fl.StringVar(&f.report, "report", "", "write a page with the distributions to this HTML file")
 	fl.StringVarP(&f.output, "output", "o", "", "write the network that keeps --keep activations (.onnx or .safetensors)")
@@ -197,6 +199,18 @@ func sparsity(ctx context.Context, a *app, model string, f sparsityFlags) (*spar
 	return r, nil
 }
 
+// valid marks the tokens that are no padding, [cases, tokens]; nil without a mask among the inputs.
+func (f sparsityFlags) valid(net *nn.Network, x compress.Examples) (valid []bool) {
+	for i, in := range net.Inputs {
+		if in.Name == f.mask && in.Shape.Rank() == 2 {
+			for _, v := range nn.Floats(x[i]) {
+				valid = append(valid, v != 0)
+			}
+		}
+	}
+	return valid
+}
+
 // measure fills in the layers.
 func (r *sparsityReport) measure(ctx context.Context, a *app, b compute.Backend, net *nn.Network, layers []prune.ActivationLayer, x compress.Examples, f sparsityFlags) error {
 	cost, err := net.Cost(1)
@@ -207,7 +221,7 @@ func (r *sparsityReport) measure(ctx context.Context, a *app, b compute.Backend,
 	bar := a.progress("measuring")
 	defer bar.Close()
 	var p prune.SparsityProbe
-	if err := prune.MeasureActivations(ctx, b, net, x, layers, &p, prune.MeasureOptions{Batch: f.batch, Progress: bar.Set}); err != nil {
+	if err := prune.MeasureActivations(ctx, b, net, x, layers, &p, prune.MeasureOptions{Batch: f.batch, Valid: f.valid(net, x), Progress: bar.Set}); err != nil {
 		return err
 	}
 	seen, err := p.Report()

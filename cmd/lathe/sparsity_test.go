@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/zoo"
 )
@@ -73,6 +74,40 @@ func TestSparsityMeasuresAndLimits(t *testing.T) {
 		text, err := runSparsity(t, false, filepath.Join(dir, "net.safetensors"), "--inputs", cases)
 		if err != nil || !strings.Contains(text, "blk.1.act") || !strings.Contains(text, "Keeping the largest") {
 			t.Errorf("%v: %s", err, text)
+		}
+	}
+}
+
+func TestSparsityLeavesPaddingOut(t *testing.T) {
+	const tokens, cases = 6, 4
+	net, err := zoo.BERT(zoo.BERTOptions{Symbols: 20, Positions: 8, Tokens: tokens, Dim: 8, Depth: 1, Heads: 2, MLP: 12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	model := filepath.Join(dir, "bert.safetensors")
+	if err := writeNetwork(model, net, 0); err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, in := range net.Inputs {
+		v := make([]int32, cases*tokens)
+		for i := range v {
+			v[i] = int32(i % 2) // every second token is padding
+		}
+		files = append(files, filepath.Join(dir, in.Name+".npy"))
+		if err := data.WriteNPYFile(files[len(files)-1], []int{cases, tokens}, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for mask, want := range map[string]int64{"attention_mask": cases * tokens / 2, "none": cases * tokens} {
+		out, err := runSparsity(t, true, model, "--inputs", strings.Join(files, ","), "--keep", "3", "--mask", mask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r sparsityReport
+		if err := json.Unmarshal([]byte(out), &r); err != nil || r.Layers[0].Tokens != want {
+			t.Errorf("--mask %s: %v, %+v", mask, err, r.Layers)
 		}
 	}
 }

@@ -498,6 +498,22 @@ func TestSparseFFNRefuses(t *testing.T) {
 	}
 }
 
+func TestCalibrationOfCertainPredictions(t *testing.T) {
+	for name, c := range map[string]struct {
+		labels []int
+		bins   int
+		want   float64
+	}{"right": {[]int{0, 1, 0, 1}, 15, 0}, "wrong": {[]int{1, 0, 1, 0}, 15, 1}, "a single bin": {[]int{0, 1, 1, 1}, 1, .25}} {
+		s, err := metric.ScoreProbabilities([]float64{1, 0, 0, 1, 1, 0, 0, 1}, 2, c.labels)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := s.Calibration(metric.Bins{Count: c.bins, UpperClosed: true}); err != nil || math.Abs(r.ECE-c.want) > 1e-12 {
+			t.Errorf("%s: ECE %g (%v), want %g", name, r.ECE, err, c.want)
+		}
+	}
+}
+
 func TestHalfOfTheNeuronsAreActiveAtRandom(t *testing.T) {
 	const d, dff, tokens = 64, 256, 400
 	r := rng.New(2, "init")

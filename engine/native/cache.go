@@ -181,7 +181,6 @@ func (w *keyWriter) function(f *Function) {
 				w.function(g)
 			}
 		default:
-			if b:=bytesOf(a); c.op == compute.OpTypeConstant && len(b)>1<<20 { println("BIG", len(b), c.out[0].shape.String()) }
 			if c.op == compute.OpTypeConstant {
 				b := bytesOf(a) // may be long, so by a faster hash
 				w.text = binary.LittleEndian.AppendUint64(w.text, maphash.Bytes(constantSeeds[0], b))

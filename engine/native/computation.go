@@ -26,7 +26,16 @@ type computation struct {
 }
 
 // Compile plans the main function.
-func (b *Builder) Compile() (compute.Executable, error) {
+func (b *Builder) Compile() (x compute.Executable, err error) {
+	defer func() { // GoMLX waits for ever for a compilation that panicked with anything but an error
+		if r := recover(); r != nil {
+			x, err = nil, fmt.Errorf("native: compiling %q: internal error: %v", b.Name(), r)
+		}
+	}()
+	return b.compile()
+}
+
+func (b *Builder) compile() (compute.Executable, error) {
 	if b.done {
 		return nil, fmt.Errorf("native: computation %q was compiled already", b.Name())
 	}

@@ -48,6 +48,22 @@ func (p *plan) lower(c *call) error {
 		p.values[out] = p.values[c.in[0]]
 		return nil
 	}
+	if p.later[c] {
+		return nil
+	}
+	if c.op == compute.OpTypeConcatenate && p.later[c.in[0].call] {
+		if v := p.groupedConv(c); v != nil {
+			v.src = out
+			p.values[out] = v
+			return nil
+		}
+		for _, n := range c.in {
+			delete(p.later, n.call)
+			if err := p.lower(n.call); err != nil {
+				return err
+			}
+		}
+	}
 	if vs := p.nothing(c); vs != nil {
 		for i, n := range c.out {
 			p.values[n] = vs[i]
