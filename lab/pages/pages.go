@@ -107,24 +107,23 @@ func Index(cards []catalog.Card, results map[string]*lab.Result) []byte {
 	return b.Bytes()
 }
 
-// Table is the table of the README: every measured claim with its verdict.
+// Table is the table of the README: every measured method, what it is for and how its claims did; those that fail are
+// named.
 func Table(cards []catalog.Card, results map[string]*lab.Result) []byte {
 	var b bytes.Buffer
-	b.WriteString("| method | claim | measured | bound | verdict |\n|---|---|---|---|---|\n")
+	b.WriteString("| method | for | claims here | that fail |\n|---|---|---|---|\n")
 	for _, c := range cards {
 		r := results[c.ID]
 		if r == nil {
 			continue
 		}
-		name := fmt.Sprintf("[%s](docs/methods/%s.md)", cell(c.Name), c.ID)
+		var failing []string
 		for _, v := range r.Verdicts {
-			unit := ""
-			if v.Unit != "" {
-				unit = " " + v.Unit
+			if v.Outcome == lab.Fails {
+				failing = append(failing, v.ID)
 			}
-			fmt.Fprintf(&b, "| %s | %s %s | %s%s | %s%s | %s |\n", name, cell(v.ID), cell(v.Text), number(v.Mean), cell(unit), cell(v.Bound.String()), cell(unit), verdict(v.Outcome))
-			name = ""
 		}
+		fmt.Fprintf(&b, "| [%s](docs/methods/%s.md) | %s | %s | %s |\n", cell(c.Name), c.ID, cell(c.Use), r.Summary(), strings.Join(failing, " "))
 	}
 	return b.Bytes()
 }
@@ -135,13 +134,6 @@ func ordinal(n int) string {
 		return "–"
 	}
 	return fmt.Sprintf("%02d", n)
-}
-
-func verdict(o lab.Outcome) string {
-	if o == lab.Holds {
-		return "holds"
-	}
-	return "**" + string(o) + "**"
 }
 
 func number(v lab.Value) string { return report.Number(float64(v)) }

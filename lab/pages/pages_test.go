@@ -65,7 +65,7 @@ func TestWrite(t *testing.T) {
 		}
 	}
 	text, _ := os.ReadFile(readme)
-	if s := string(text); strings.Contains(s, "stale") || !strings.Contains(s, "**fails**") || !strings.HasPrefix(s, "# Lathe\n\n"+Begin) || !strings.HasSuffix(s, End+"\n\nend\n") {
+	if s := string(text); strings.Contains(s, "stale") || !strings.Contains(s, "| 1 holds, 1 fails | C2 |") || !strings.HasPrefix(s, "# Lathe\n\n"+Begin) || !strings.HasSuffix(s, End+"\n\nend\n") {
 		t.Errorf("README: %s", text)
 	}
 	index, _ := os.ReadFile(filepath.Join(root, "docs", "methods", "README.md"))
