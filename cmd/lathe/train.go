@@ -242,7 +242,7 @@ func (c *trainConfig) check() error {
 	switch {
 	case !slices.Contains(archs, c.Arch):
 		return chooseOne("arch", c.Arch, archs)
-	case !slices.Contains(norm.Names(), c.Norm):
+	case !slices.Contains(norm.Names(), c.Norm) && !strings.EqualFold(filepath.Ext(c.Norm), ".json"):
 		return chooseOne("norm", c.Norm, norm.Names())
 	case c.Scheme != "" && c.Arch != "vit":
 		return usageErrorf("--scheme %s: only --arch vit has a choice", c.Scheme)
@@ -545,8 +545,12 @@ func (a *app) fit(ctx context.Context, c trainConfig, net *nn.Network, train lab
 // build makes the untrained network.
 func (c *trainConfig) build() (*nn.Network, error) {
 	var slot nn.Norm // nil: none
-	if c.Norm != "none" {
-		var err error
+	if layer, isFile, err := normFromFile(c.Norm); isFile {
+		if err != nil {
+			return nil, err
+		}
+		slot = layer
+	} else if c.Norm != "none" {
 		if slot, err = norm.New(c.Norm, norm.Config{Steps: c.Steps}); err != nil {
 			return nil, err
 		}

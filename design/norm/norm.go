@@ -38,7 +38,7 @@ type kind struct {
 	make func(c Config) nn.Norm
 }
 
-var kinds = []kind{
+var kinds = append([]kind{
 	{"none", "no normalisation", func(Config) nn.Norm { return None{} }},
 	{"batch", "batch norm: statistics of the batch, running averages at inference", func(c Config) nn.Norm {
 		return nn.BatchNorm{Eps: c.Eps, NoAffine: c.NoGain && c.NoBias}
@@ -74,6 +74,24 @@ var kinds = []kind{
 		}
 		return d
 	}},
+}, evoNorms()...)
+
+// evoNorms are the rows of the evolved layers.
+func evoNorms() (rows []kind) {
+	for layer, what := range map[EvoLayer]string{
+		B0: "variances of the batch and of each case",
+		B1: "variance of the batch, second moment of each case",
+		B2: "variance of the batch, second moment of each case, gated the other way",
+		S0: "statistics of groups of each case, a learned gate",
+		S1: "statistics of groups of each case",
+		S2: "second moments of groups of each case",
+	} {
+		rows = append(rows, kind{"evonorm-" + string(layer), "EvoNorm, norm and activation in one, for convolutions: " + what, func(c Config) nn.Norm {
+			return EvoNorm{Layer: layer, Eps: c.Eps, Groups: c.Groups}
+		}})
+	}
+	slices.SortFunc(rows, func(a, b kind) int { return strings.Compare(a.name, b.name) })
+	return rows
 }
 
 // Names lists the kinds that New knows.
@@ -108,4 +126,6 @@ func New(name string, c Config) (nn.Norm, error) {
 var errNegativeEps = errors.New("eps is negative")
 
 // StoredTypes are the norms of this package that a network file may name, for safetensors.ReadNetwork.
-func StoredTypes() []any { return []any{PowerNorm{}, Unified{}, RepBN{}, PRepBN{}} }
+func StoredTypes() []any {
+	return []any{PowerNorm{}, Unified{}, RepBN{}, PRepBN{}, EvoNorm{}, GraphNorm{}}
+}
