@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lathe-ml/lathe/compress/prune"
 	"github.com/lathe-ml/lathe/compress/quant"
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/design/norm"
@@ -58,7 +59,7 @@ func readNetwork(path string, dims map[string][]int) (*nn.Network, error) {
 		if len(dims) > 0 {
 			return nil, usageErrorf("--shape is for ONNX models that leave a shape open; %s leaves none", path)
 		}
-		return safetensors.ReadNetwork(path, slices.Concat(quant.StoredTypes(), norm.StoredTypes())...)
+		return safetensors.ReadNetwork(path, slices.Concat(quant.StoredTypes(), norm.StoredTypes(), prune.StoredTypes())...)
 	}
 	return nil, usageErrorf("%s: a network is read from .onnx or .safetensors", path)
 }

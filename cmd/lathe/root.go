@@ -26,6 +26,7 @@ var verbs = []struct {
 	{groupUse, newCompressCommand},
 	{groupUse, newConvertCommand},
 	{groupUse, newCalibrateCommand},
+	{groupUse, newSparsityCommand},
 	{groupUse, newNMSCommand},
 	{groupUse, newUpscaleCommand},
 

@@ -11,6 +11,7 @@ import (
 	"github.com/lathe-ml/lathe/lab/exp/detect"
 	"github.com/lathe-ml/lathe/lab/exp/norm"
 	"github.com/lathe-ml/lathe/lab/exp/optim"
+	"github.com/lathe-ml/lathe/lab/exp/prune"
 	"github.com/lathe-ml/lathe/lab/exp/quant"
 	"github.com/lathe-ml/lathe/lab/exp/restore"
 )
@@ -23,6 +24,7 @@ func All() []lab.Experiment {
 		detect.Experiments,
 		norm.Experiments(),
 		optim.Experiments(),
+		prune.Experiments(),
 		quant.Experiments,
 		restore.Experiments,
 	)

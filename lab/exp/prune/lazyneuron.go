@@ -41,14 +41,15 @@ type lazySizes struct {
 func lazySizesOf(s lab.Scale) lazySizes {
 	loop := recipe.Loop{Batch: 16, LR: 1e-3, Warmup: 50, Floor: .1, Decay: .01, ClipNorm: 1}
 	z := lazySizes{
-		Images: recipe.Images{TrainN: 8_000, TestN: 5_000, Standardize: true},
+		Images: recipe.Images{TrainN: 20_000, TestN: 5_000, Standardize: true},
 		Study:  recipe.Images{TrainN: 5_000, TestN: 1_000, Standardize: true},
 		Text:   recipe.Text{Characters: 300_000, Context: 64},
 		Random: 2_000, Patch: 4, Depth: 4, Dim: 64, MLP: 256, TextDim: 128, TextMLP: 512,
 		Noise: .4, Probed: 200, Corrupted: 500, Rounds: 15,
 	}
 	z.Images.Loop, z.Study.Loop, z.Text.Loop = loop, loop, loop
-	z.Images.Steps, z.Study.Steps, z.Text.Steps, z.Text.Loop.Batch = 4*8_000/16, 2*5_000/16, 300, 16
+	z.Images.Batch = 32
+	z.Images.Steps, z.Study.Steps, z.Text.Steps, z.Text.Loop.Batch = 4*20_000/32, 2*5_000/16, 300, 16
 	z.RandomSteps = 12 * z.Random / 16
 	if s == lab.Smoke {
 		z.Images.TrainN, z.Images.TestN, z.Study.TrainN, z.Study.TestN, z.Random = 400, 100, 200, 50, 100
