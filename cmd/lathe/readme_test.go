@@ -123,7 +123,7 @@ func TestReadmeCommandsRun(t *testing.T) {
 			if slices.Contains(args, "fashion-mnist") || slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "VIT.") }) {
 				data.RequireTest(t, "fashion-mnist")
 			}
-			switch shorter := map[string][]string{"train": {"--steps", "4", "--batch", "16"}, "eval": {"--limit", "200"}}[args[0]]; {
+			switch shorter := map[string][]string{"train": {"--steps", "4", "--batch", "16"}, "eval": {"--limit", "200"}, "norms": {"--steps", "4", "--batch", "16", "--depth", "1", "--width", "16"}, "sparsity": {"--cases", "100"}}[args[0]]; {
 			case shorter != nil:
 				args = append(args, shorter...)
 			case args[0] == "try" && !slices.Contains(args, "--scale"):
@@ -183,6 +183,19 @@ func readmeFiles(t *testing.T) {
 		savePicture(t, filepath.Join("IMAGES", fmt.Sprintf("%02d.png", i)), m)
 		if i == 0 {
 			savePicture(t, "IN.png", m)
+		}
+	}
+	logits, labels := make([]float32, 3*60), make([]int32, 60)
+	for i := range labels {
+		labels[i] = int32(i % 3)
+		logits[3*i+(i+i/20)%3] = 4 // a third is wrong
+	}
+	for name, write := range map[string]func(name string) error{
+		"LOGITS.npy": func(name string) error { return data.WriteNPYFile(name, []int{60, 3}, logits) },
+		"LABELS.npy": func(name string) error { return data.WriteNPYFile(name, []int{60}, labels) },
+	} {
+		if err := write(name); err != nil {
+			t.Fatal(err)
 		}
 	}
 	for name, text := range map[string]string{"DETECTIONS.json": nmsRaw, "TRUTH.json": nmsTruth} {

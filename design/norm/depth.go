@@ -41,7 +41,7 @@ func StackOf(net *nn.Network) (*Stack, error) {
 		}
 	}
 	if len(numbers) == 0 {
-		return nil, errors.New("norm: the network has no layers named blk.0, blk.1, ...")
+		return nil, errors.New("norm: the network has no layers named blk.0, blk.1 and so on")
 	}
 	if !slices.IsSorted(numbers) {
 		return nil, fmt.Errorf("norm: the network's layers run in the order %v", numbers)

@@ -29,7 +29,7 @@ func (n Network) Work() (Work, error) {
 	}
 	w := Work{Network: n.Name, What: n.What}
 	for _, t := range batch {
-		w.Bytes += float64(t.Shape().Memory())
+		w.Bytes += float64(t.Shape().ByteSize())
 	}
 	for p := range net.Params.All() {
 		if p.Trainable() {
@@ -71,7 +71,7 @@ func (n Network) Work() (Work, error) {
 			}
 			if _, input := inputNamed(net, v); !input && v != "" && !saved[v] {
 				saved[v] = true
-				w.Bytes += 2 * float64(shapes[v].Memory())
+				w.Bytes += 2 * float64(shapes[v].ByteSize())
 			}
 		}
 		w.FLOPs += 2 * macs * passes

@@ -363,7 +363,12 @@ func (s Setup) time(ctx context.Context, b compute.Backend, rows []Row) error {
 		if _, err = c.trainer.Step(batch...); err != nil { // compiles; and a norm that was never trained does not fold
 			return err
 		}
-		flat, _, err := folded(net)
+		// After one step a norm that fades from one into another is still at its beginning; what is timed is its end.
+		done := net.Clone()
+		if _, err := norm.Reparameterize(done, true); err != nil {
+			return err
+		}
+		flat, _, err := folded(done)
 		if err != nil {
 			return err
 		}

@@ -103,13 +103,14 @@ func MLP(o MLPOptions) (*nn.Network, error) {
 	}
 	b := nn.NewBuilder(o.Seed)
 	x := b.Input("x", f32(1, o.Inputs))
+	in := o.Inputs
 	for i, h := range o.Hidden {
-		in := b.Shape(x).Dimensions[1]
 		x = b.Add(fmt.Sprintf("fc%d", i), nn.Dense{Out: h, NoBias: o.Norm != nil, W: nn.Plain{Init: nn.FanIn(in, math.Sqrt2)}}, x)
 		if o.Norm != nil {
 			x = b.Add(fmt.Sprintf("norm%d", i), o.Norm, x)
 		}
 		x = b.Add(fmt.Sprintf("act%d", i), o.Act, x)
+		in = h
 	}
 	return b.Finish(b.Add("head", nn.Dense{Out: o.Classes}, x))
 }
