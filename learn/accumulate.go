@@ -97,15 +97,8 @@ func (t *Trainer) StepMicro(lr float64, micro [][]*tensors.Tensor) (Info, error)
 	for _, v := range sum {
 		add(true, v)
 	}
-	for _, n := range t.train {
-		for _, s := range t.slots[n] {
-			add(true, s)
-		}
-	}
-	if t.o.EMA > 0 {
-		for _, n := range t.averaged() {
-			add(true, t.ema[n])
-		}
+	for _, v := range t.optimizerState() {
+		add(true, v)
 	}
 	for _, v := range state {
 		add(false, v)
@@ -121,19 +114,7 @@ func (t *Trainer) StepMicro(lr float64, micro [][]*tensors.Tensor) (Info, error)
 		return fail(err)
 	}
 	next := func() *tensors.Tensor { v := out[0]; out = out[1:]; return v }
-	for _, n := range t.train {
-		t.params.Get(n).Value = next()
-	}
-	for _, n := range t.train {
-		for i := range t.slots[n] {
-			t.slots[n][i] = next()
-		}
-	}
-	if t.o.EMA > 0 {
-		for _, n := range t.averaged() {
-			t.ema[n] = next()
-		}
-	}
+	t.replaceTrained(next)
 	for i, n := range t.state {
 		t.params.Get(n).Value = state[i]
 	}

@@ -393,15 +393,8 @@ func (t *Trainer) StepLR(lr float64, batch ...*tensors.Tensor) (Info, error) {
 	for _, n := range t.train {
 		add(true, t.params.Get(n).Value)
 	}
-	for _, n := range t.train {
-		for _, s := range t.slots[n] {
-			add(true, s)
-		}
-	}
-	if t.o.EMA > 0 {
-		for _, n := range t.averaged() {
-			add(true, t.ema[n])
-		}
+	for _, v := range t.optimizerState() {
+		add(true, v)
 	}
 	for _, n := range t.state {
 		add(true, t.params.Get(n).Value)
@@ -424,19 +417,7 @@ func (t *Trainer) StepLR(lr float64, batch ...*tensors.Tensor) (Info, error) {
 		return Info{}, fmt.Errorf("learn: step %d: %w", t.step+1, err)
 	}
 	next := func() *tensors.Tensor { v := out[0]; out = out[1:]; return v }
-	for _, n := range t.train {
-		t.params.Get(n).Value = next()
-	}
-	for _, n := range t.train {
-		for i := range t.slots[n] {
-			t.slots[n][i] = next()
-		}
-	}
-	if t.o.EMA > 0 {
-		for _, n := range t.averaged() {
-			t.ema[n] = next()
-		}
-	}
+	t.replaceTrained(next)
 	for _, n := range t.state {
 		t.params.Get(n).Value = next()
 	}
@@ -454,6 +435,36 @@ func (t *Trainer) StepLR(lr float64, batch ...*tensors.Tensor) (Info, error) {
 		info.Probed = append(info.Probed, seen)
 	}
 	return info, nil
+}
+
+// optimizerState is what a step replaces beside parameters: the optimiser's slots, then the averages.
+func (t *Trainer) optimizerState() (v []*tensors.Tensor) {
+	for _, n := range t.train {
+		v = append(v, t.slots[n]...)
+	}
+	if t.o.EMA > 0 {
+		for _, n := range t.averaged() {
+			v = append(v, t.ema[n])
+		}
+	}
+	return v
+}
+
+// replaceTrained takes what a step gives, one after the other: trained parameters, slots, averages.
+func (t *Trainer) replaceTrained(next func() *tensors.Tensor) {
+	for _, n := range t.train {
+		t.params.Get(n).Value = next()
+	}
+	for _, n := range t.train {
+		for i := range t.slots[n] {
+			t.slots[n][i] = next()
+		}
+	}
+	if t.o.EMA > 0 {
+		for _, n := range t.averaged() {
+			t.ema[n] = next()
+		}
+	}
 }
 
 // emaDecay is the weight of the old average at this step.
