@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -287,6 +288,9 @@ func (f *normsFlags) text(ctx context.Context, s *normtable.Setup) error {
 	}
 	s.Title = "decoder on " + f.data
 	s.Build = func(n nn.Norm, scheme zoo.Scheme, seed uint64) (*nn.Network, error) {
+		if _, ok := n.(nn.GroupNorm); ok {
+			return nil, errors.New("its statistics are over all tokens of a case, so a language model would see the text that it is to predict")
+		}
 		return zoo.Decoder(zoo.DecoderOptions{Symbols: v.Size(), Context: f.context, Dim: f.width, Depth: f.depth, MLP: 2 * f.width, Norm: n, Scheme: scheme, Seed: seed})
 	}
 	s.Loss = func(net *nn.Network) learn.LossFunc {

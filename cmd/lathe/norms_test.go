@@ -19,7 +19,7 @@ func TestNormsComparesOnTheUsersText(t *testing.T) {
 		t.Fatal(err)
 	}
 	table, page := filepath.Join(dir, "table.json"), filepath.Join(dir, "table.html")
-	args := []string{"norms", "--arch", "decoder", "--data", text, "--norms", "rms,power-plain@post", "--steps", "12", "--depth", "2", "--width", "16", "--context", "8", "--report", page, "-o", table, "--json"}
+	args := []string{"norms", "--arch", "decoder", "--data", text, "--norms", "rms,power-plain@post,group", "--steps", "12", "--depth", "2", "--width", "16", "--context", "8", "--report", page, "-o", table, "--json"}
 	code, out, errs := lathe(t, args...)
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, errs)
@@ -28,7 +28,7 @@ func TestNormsComparesOnTheUsersText(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Rows) != 2 || got.Rows[1].Scheme != "post" || got.Rows[1].Folded == 0 || !(got.Rows[0].Loss > 0) || len(got.Rows[0].Gradients) != 2 {
+	if len(got.Rows) != 3 || !strings.Contains(got.Rows[2].Error, "would see the text") || got.Rows[1].Scheme != "post" || got.Rows[1].Folded == 0 || !(got.Rows[0].Loss > 0) || len(got.Rows[0].Gradients) != 2 {
 		t.Errorf("%+v", got.Rows)
 	}
 	for _, f := range []string{table, page} {
