@@ -153,6 +153,11 @@ func Run(ctx context.Context, b compute.Backend, s Setup, candidates []Candidate
 	t := &Table{Title: s.Title, Steps: s.Steps, Seeds: s.Seeds}
 	for i, c := range candidates {
 		row := Row{Candidate: c}
+		if _, err := s.network(c, s.Seeds[0]); err != nil { // also where trainings were kept
+			row.Error = err.Error()
+			t.Rows = append(t.Rows, row)
+			continue
+		}
 		var loss, accuracy []float64
 		for j, seed := range s.Seeds {
 			key := fmt.Sprintf("%s seed %d", c, seed)
