@@ -13577,3 +13577,20 @@ done:
 TEXT ·spinPause(SB), NOSPLIT, $0
 	PAUSE
 	RET
+
+// func Prefetch(x *float32, lines int)
+// Requires: MMX+
+TEXT ·Prefetch(SB), NOSPLIT, $0-16
+	MOVQ x+0(FP), AX
+	MOVQ lines+8(FP), CX
+
+next:
+	TESTQ      CX, CX
+	JLE        done
+	PREFETCHT0 (AX)
+	ADDQ       $0x40, AX
+	DECQ       CX
+	JMP        next
+
+done:
+	RET

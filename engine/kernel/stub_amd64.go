@@ -401,3 +401,8 @@ func packEightAVX2(dst *float32, stride int, src *float32, rows *int32, n int)
 func copyPanelsAVX2(dst *float32, panel int, src *float32, step int, n int, eights int)
 
 func spinPause()
+
+// Prefetch asks the processor for cache lines from x on, which need not exist.
+//
+//go:noescape
+func Prefetch(x *float32, lines int)

@@ -172,10 +172,10 @@ func (p *program) ahead(i, at int) {
 	}
 	for k := range p.whole {
 		o := &p.whole[k]
-		prefetch(&o.base.buf[o.off+at+16*from], to-from)
+		kernel.Prefetch(&o.base.buf[o.off+at+16*from], to-from)
 	}
 	for k := range p.results {
-		prefetch(&p.results[k].v.buf[at+16*from], to-from)
+		kernel.Prefetch(&p.results[k].v.buf[at+16*from], to-from)
 	}
 }
 

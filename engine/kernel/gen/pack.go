@@ -12,6 +12,7 @@ func packs() {
 	packEight()
 	copyPanels()
 	spin()
+	prefetch()
 }
 
 // packEight writes dst[k*stride + i] = src[rows[i] + k] for i < 8, k < n: a transpose, 8 by 8 in registers.
@@ -111,6 +112,24 @@ func copyPanels() {
 	JNE(LabelRef("panel"))
 	Label("done")
 	VZEROUPPER()
+	RET()
+}
+
+// prefetch writes a loop that asks for cache lines.
+func prefetch() {
+	TEXT("Prefetch", NOSPLIT, "func(x *float32, lines int)")
+	Pragma("noescape")
+	Doc("Prefetch asks the processor for cache lines from x on, which need not exist.")
+	x := Load(Param("x"), GP64())
+	lines := Load(Param("lines"), GP64())
+	Label("next")
+	TESTQ(lines, lines)
+	JLE(LabelRef("done"))
+	PREFETCHT0(Mem{Base: x})
+	ADDQ(Imm(64), x)
+	DECQ(lines)
+	JMP(LabelRef("next"))
+	Label("done")
 	RET()
 }
 
