@@ -102,6 +102,16 @@ type Metrics interface {
 	Get(arm, metric string) float64
 }
 
+// Difference measures what a metric is in one arm less what it is in another.
+func Difference(arm, other, metric string) func(Metrics) float64 {
+	return func(m Metrics) float64 { return m.Get(arm, metric) - m.Get(other, metric) }
+}
+
+// Ratio measures what a metric is in one arm over what it is in another.
+func Ratio(arm, other, metric string) func(Metrics) float64 {
+	return func(m Metrics) float64 { return m.Get(arm, metric) / m.Get(other, metric) }
+}
+
 // Bound is what a measured quantity must reach: at least Limit, or at most Limit.
 type Bound struct {
 	Limit float64 `json:"limit"`

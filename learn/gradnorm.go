@@ -63,12 +63,7 @@ func GradientNormsOf(b compute.Backend, params *nn.Params, loss LossFunc, traini
 		args = append(args, x)
 	}
 	ex, err := engine.NewExec(b, func(in []*graph.Node) []*graph.Node {
-		cur := map[string]*graph.Node{}
-		for i, n := range names {
-			cur[n] = in[i]
-		}
-		env := &nn.Env{G: in[0].Graph(), Training: training, Param: func(n string) *graph.Node { return cur[n] }, Tap: map[string]*graph.Node{}}
-		l := loss(env, in[len(names):])
+		l := loss(environment(names, in, training), in[len(names):])
 		var of []*graph.Node
 		for _, i := range trained {
 			of = append(of, in[i])

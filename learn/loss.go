@@ -35,6 +35,14 @@ func MSE(a, b *graph.Node) *graph.Node {
 	return graph.ReduceAllMean(graph.Mul(d, d))
 }
 
+// LanguageModel is the loss of a network from tokens to logits of the next one: cross-entropy, in nats per token, on batches
+// (tokens, next tokens).
+func LanguageModel(n *nn.Network) LossFunc {
+	return func(env *nn.Env, batch []*graph.Node) *graph.Node {
+		return CrossEntropy(n.Lower(env, map[string]*graph.Node{n.Inputs[0].Name: batch[0]})[0], batch[1])
+	}
+}
+
 // Classifier is the loss of a network of one input and one output of logits: cross-entropy on batches (inputs, integer
 // labels), with "accuracy" reported.
 func Classifier(n *nn.Network) LossFunc {

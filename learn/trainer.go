@@ -502,6 +502,15 @@ func (t *Trainer) Finalize() {
 	}
 }
 
+// environment lowers with parameters that are the first inputs, and leaves state alone.
+func environment(names []string, in []*graph.Node, training bool) *nn.Env {
+	cur := map[string]*graph.Node{}
+	for i, n := range names {
+		cur[n] = in[i]
+	}
+	return &nn.Env{G: in[0].Graph(), Training: training, Param: func(n string) *graph.Node { return cur[n] }, Tap: map[string]*graph.Node{}}
+}
+
 // Evaluate lowers a loss without training behaviour and returns its mean over batches, weighted by weight, and those
 // of what it reports.
 func Evaluate(b compute.Backend, params *nn.Params, loss LossFunc, batches func(yield func(weight float64, batch []*tensors.Tensor) bool)) (mean float64, metrics map[string]float64, err error) {
@@ -511,11 +520,7 @@ func Evaluate(b compute.Backend, params *nn.Params, loss LossFunc, batches func(
 	}
 	var reported []string
 	ex, err := engine.NewExec(b, func(in []*graph.Node) []*graph.Node {
-		cur := map[string]*graph.Node{}
-		for i, n := range names {
-			cur[n] = in[i]
-		}
-		env := &nn.Env{G: in[0].Graph(), Param: func(n string) *graph.Node { return cur[n] }, Tap: map[string]*graph.Node{}}
+		env := environment(names, in, false)
 		out := []*graph.Node{loss(env, in[len(names):])}
 		reported = nil
 		for _, k := range slices.Sorted(maps.Keys(env.Tap)) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -231,10 +232,11 @@ func convert(ctx context.Context, a *app, model string, f convertFlags) (*conver
 	if err != nil {
 		return nil, err
 	}
-	x, labels, err := f.examples(ctx, before, r)
+	x, labels, what, err := f.examples(ctx, before)
 	if err != nil {
 		return nil, err
 	}
+	r.Inputs = what
 	if err := r.compare(ctx, a, backend, before, after, x, labels, f); err != nil {
 		return nil, err
 	}
@@ -272,63 +274,69 @@ func readAnyNetwork(path string, dims map[string][]int, tokens int) (*nn.Network
 	return zoo.ReadBERT(path, tokens)
 }
 
-// examples are what the networks are compared on, and their labels if there are any.
-func (f convertFlags) examples(ctx context.Context, net *nn.Network, r *convertReport) (compress.Examples, []int, error) {
-	limit := f.cases
-	if limit == 0 {
-		limit = 1000
-	}
-	switch {
-	case f.inputs != "":
+// exampleSource names cases to run a network on: files, or a data set.
+type exampleSource struct {
+	inputs     string // .npy files or a folder of pictures
+	data       string // or a data set
+	preprocess string // how pictures become inputs; "": as the network's metadata say
+	limit      int    // most cases; below 0: all
+}
+
+// load reads the cases, their labels if there are any, and says what they are.
+func (f exampleSource) load(ctx context.Context, net *nn.Network) (x compress.Examples, labels []int, what string, err error) {
+	if f.inputs != "" {
 		spec := f.preprocess
 		if spec == "" {
 			spec = net.Meta[preprocessKey]
 		}
 		p, err := parsePreprocessing(spec)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, "", err
 		}
 		c, err := openCases(f.inputs, net, p)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, "", err
 		}
 		n := c.n
-		if limit > 0 {
-			n = min(n, limit)
+		if f.limit >= 0 {
+			n = min(n, f.limit)
 		}
 		x, err := c.load(data.Range(n))
-		r.Inputs = fmt.Sprintf("%d cases of %s", n, f.inputs)
-		return x, nil, err
-	case f.data != "":
-		set, err := loadLabelled(ctx, f.data, false)
-		if err != nil {
-			return nil, nil, err
-		}
-		if limit > 0 && limit < set.N {
-			set = labelled{set.First(limit)}
-		}
-		if len(net.Inputs) != 1 {
-			return nil, nil, fmt.Errorf("--data %s is for networks of one input; this one has %d", f.data, len(net.Inputs))
-		}
-		d := slices.Clone(net.Inputs[0].Shape.Dimensions)
-		if d[0] = set.N; net.Inputs[0].Shape.Size()/max(net.Inputs[0].Shape.Dimensions[0], 1) != set.H*set.W*set.C || set.C > 1 {
-			return nil, nil, fmt.Errorf("--data %s has pictures of %d×%d×%d; input %q takes %s", f.data, set.H, set.W, set.C, net.Inputs[0].Name, net.Inputs[0].Shape)
-		}
-		x, err := compress.FloatExamples(set.Floats(data.Range(set.N), nil), d...)
-		labels := make([]int, set.N)
-		for i := range labels {
-			labels[i] = int(set.Labels[i])
-		}
-		r.Inputs = fmt.Sprintf("%d test cases of %s", set.N, f.data)
-		return x, labels, err
+		return x, nil, fmt.Sprintf("%d cases of %s", n, f.inputs), err
+	}
+	set, err := loadLabelled(ctx, f.data, false)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	if f.limit >= 0 && f.limit < set.N {
+		set = labelled{set.First(f.limit)}
+	}
+	if len(net.Inputs) != 1 {
+		return nil, nil, "", fmt.Errorf("--data %s is for networks of one input; this one has %d", f.data, len(net.Inputs))
+	}
+	d := slices.Clone(net.Inputs[0].Shape.Dimensions)
+	if d[0] = set.N; net.Inputs[0].Shape.Size()/max(net.Inputs[0].Shape.Dimensions[0], 1) != set.H*set.W*set.C || set.C > 1 {
+		return nil, nil, "", fmt.Errorf("--data %s has pictures of %d×%d×%d; input %q takes %s", f.data, set.H, set.W, set.C, net.Inputs[0].Name, net.Inputs[0].Shape)
+	}
+	x, err = compress.FloatExamples(set.Floats(data.Range(set.N), nil), d...)
+	labels = make([]int, set.N)
+	for i := range labels {
+		labels[i] = int(set.Labels[i])
+	}
+	return x, labels, fmt.Sprintf("%d test cases of %s", set.N, f.data), err
+}
+
+// examples are what the networks are compared on, and their labels if there are any.
+func (f convertFlags) examples(ctx context.Context, net *nn.Network) (compress.Examples, []int, string, error) {
+	if f.inputs != "" || f.data != "" {
+		return exampleSource{f.inputs, f.data, f.preprocess, cmp.Or(f.cases, 1000)}.load(ctx, net)
 	}
 	n := f.cases
 	if n <= 0 {
 		n = 64
 	}
-	r.Inputs = fmt.Sprintf("%d random inputs", n)
 	x, err := randomExamples(net, n, f.seed)
-	return x, nil, err
+	return x, nil, fmt.Sprintf("%d random inputs", n), err
 }
 
 // randomExamples draws inputs: normal ones, rows of the table that reads them for integers, and ones elsewhere.

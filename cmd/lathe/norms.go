@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/spf13/cobra"
 
@@ -20,7 +19,7 @@ import (
 	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/internal/atomicfile"
-	"github.com/lathe-ml/lathe/internal/rng"
+	"github.com/lathe-ml/lathe/lab/exp/recipe"
 	"github.com/lathe-ml/lathe/lab/normtable"
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/learn"
@@ -241,14 +240,7 @@ func (f *normsFlags) pictures(ctx context.Context, s *normtable.Setup) error {
 		return train.batch(orders[seed].At(step), flat)
 	}
 	s.Test = func() iter.Seq2[float64, []*tensors.Tensor] {
-		return func(yield func(float64, []*tensors.Tensor) bool) {
-			for idx := range data.Batches(test.N, 500) {
-				batch, err := test.batch(idx, flat)
-				if err != nil || !yield(float64(len(idx)), batch) {
-					return
-				}
-			}
-		}
+		return recipe.Images{Flat: flat}.TestBatches(&recipe.Sets{Test: test.Images}, 500)
 	}
 	return nil
 }
@@ -273,48 +265,24 @@ func (f *normsFlags) text(ctx context.Context, s *normtable.Setup) error {
 	if err != nil {
 		return err
 	}
-	v := data.NewVocabulary(raw)
-	ids, err := v.Encode(raw)
+	c, err := recipe.NewCorpus(raw, .1)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.data, err)
 	}
-	train, held, err := data.SplitAt(ids, .1)
-	if err != nil || len(held) <= f.context || len(train) <= f.context {
-		return fmt.Errorf("%s: %d characters are too few for windows of %d", f.data, len(ids), f.context)
+	if len(c.Validation) <= f.context || len(c.Train) <= f.context {
+		return fmt.Errorf("%s: %d characters are too few for windows of %d", f.data, len(c.Train)+len(c.Validation), f.context)
 	}
-	windows := func(ids []int32, starts []int) []*tensors.Tensor {
-		in, out := data.Windows(ids, starts, f.context)
-		return []*tensors.Tensor{tensors.FromFlatDataAndDimensions(in, len(starts), f.context), tensors.FromFlatDataAndDimensions(out, len(starts), f.context)}
-	}
+	text := recipe.Text{Context: f.context, Loop: recipe.Loop{Batch: f.batch}}
 	s.Title = "decoder on " + f.data
 	s.Build = func(n nn.Norm, scheme zoo.Scheme, seed uint64) (*nn.Network, error) {
 		if _, ok := n.(nn.GroupNorm); ok {
 			return nil, errors.New("its statistics are over all tokens of a case, so a language model would see the text that it is to predict")
 		}
-		return zoo.Decoder(zoo.DecoderOptions{Symbols: v.Size(), Context: f.context, Dim: f.width, Depth: f.depth, MLP: 2 * f.width, Norm: n, Scheme: scheme, Seed: seed})
+		return zoo.Decoder(zoo.DecoderOptions{Symbols: c.Symbols, Context: f.context, Dim: f.width, Depth: f.depth, MLP: 2 * f.width, Norm: n, Scheme: scheme, Seed: seed})
 	}
-	s.Loss = func(net *nn.Network) learn.LossFunc {
-		return func(env *nn.Env, batch []*graph.Node) *graph.Node {
-			return learn.CrossEntropy(net.Lower(env, map[string]*graph.Node{"tokens": batch[0]})[0], batch[1])
-		}
-	}
-	s.Batch = func(seed uint64, step int) ([]*tensors.Tensor, error) {
-		starts, err := data.TrainWindows(rng.New(seed, fmt.Sprintf("text:%d", step)), len(train), f.context, f.batch)
-		if err != nil {
-			return nil, err
-		}
-		return windows(train, starts), nil
-	}
-	s.Test = func() iter.Seq2[float64, []*tensors.Tensor] {
-		return func(yield func(float64, []*tensors.Tensor) bool) {
-			starts := data.EvalWindows(len(held), f.context)
-			for part := range slices.Chunk(starts, 64) {
-				if !yield(float64(len(part)), windows(held, part)) {
-					return
-				}
-			}
-		}
-	}
+	s.Loss = learn.LanguageModel
+	s.Batch = func(seed uint64, step int) ([]*tensors.Tensor, error) { return text.Batch(c, seed, step) }
+	s.Test = func() iter.Seq2[float64, []*tensors.Tensor] { return text.Validation(c, 64, 0) }
 	return nil
 }
 

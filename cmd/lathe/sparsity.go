@@ -176,12 +176,11 @@ func sparsity(ctx context.Context, a *app, model string, f sparsityFlags) (*spar
 	if err != nil {
 		return nil, err
 	}
-	var from convertReport // the cases are those of convert
-	x, labels, err := convertFlags{inputs: f.inputs, data: f.data, preprocess: f.preprocess, cases: f.cases}.examples(ctx, net, &from)
+	x, labels, what, err := exampleSource{f.inputs, f.data, f.preprocess, f.cases}.load(ctx, net)
 	if err != nil {
 		return nil, err
 	}
-	r := &sparsityReport{Model: model, Inputs: from.Inputs, Cases: x.Len(), Output: f.output, Report: f.report}
+	r := &sparsityReport{Model: model, Inputs: what, Cases: x.Len(), Output: f.output, Report: f.report}
 	if err := r.measure(ctx, a, b, net, layers, x, f); err != nil {
 		return nil, fmt.Errorf("%s: %w", model, err)
 	}

@@ -215,7 +215,7 @@ func DepthReport(ctx context.Context, b compute.Backend, net *nn.Network, batche
 		return nil, err
 	}
 	if o.Gradients {
-		loss := modelLoss(net)
+		loss := learn.LanguageModel(net)
 		for _, g := range []struct {
 			group func(string) string
 			to    *[]float64
@@ -233,13 +233,6 @@ func DepthReport(ctx context.Context, b compute.Backend, net *nn.Network, batche
 		d.Jacobian, err = s.jacobian(b, batches[0][0], o)
 	}
 	return d, err
-}
-
-// modelLoss is the mean negative log-likelihood of the next token.
-func modelLoss(net *nn.Network) learn.LossFunc {
-	return func(env *nn.Env, batch []*graph.Node) *graph.Node {
-		return learn.CrossEntropy(net.Lower(env, map[string]*graph.Node{net.Inputs[0].Name: batch[0]})[0], batch[1])
-	}
 }
 
 // streams measures variances and angles.

@@ -78,19 +78,19 @@ var kinds = append([]kind{
 
 // evoNorms are the rows of the evolved layers.
 func evoNorms() (rows []kind) {
-	for layer, what := range map[EvoLayer]string{
+	what := map[EvoLayer]string{
 		B0: "variances of the batch and of each case",
 		B1: "variance of the batch, second moment of each case",
 		B2: "variance of the batch, second moment of each case, gated the other way",
 		S0: "statistics of groups of each case, a learned gate",
 		S1: "statistics of groups of each case",
 		S2: "second moments of groups of each case",
-	} {
-		rows = append(rows, kind{"evonorm-" + string(layer), "EvoNorm, norm and activation in one, for convolutions: " + what, func(c Config) nn.Norm {
+	}
+	for _, layer := range EvoLayers() {
+		rows = append(rows, kind{"evonorm-" + string(layer), "EvoNorm, norm and activation in one, for convolutions: " + what[layer], func(c Config) nn.Norm {
 			return EvoNorm{Layer: layer, Eps: c.Eps, Groups: c.Groups}
 		}})
 	}
-	slices.SortFunc(rows, func(a, b kind) int { return strings.Compare(a.name, b.name) })
 	return rows
 }
 

@@ -140,10 +140,7 @@ func classifier(n *nn.Network, err error, batch ...*tensors.Tensor) (*nn.Network
 }
 
 func tokens(n *nn.Network, err error, batch ...*tensors.Tensor) (*nn.Network, learn.LossFunc, []*tensors.Tensor, error) {
-	loss := func(env *nn.Env, batch []*graph.Node) *graph.Node {
-		return learn.CrossEntropy(n.Lower(env, map[string]*graph.Node{"tokens": batch[0]})[0], batch[1])
-	}
-	return n, loss, batch, err
+	return n, learn.LanguageModel(n), batch, err
 }
 
 func efficientNet(size, batch int) (*nn.Network, learn.LossFunc, []*tensors.Tensor, error) {

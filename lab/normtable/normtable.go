@@ -3,6 +3,7 @@
 package normtable
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,7 +15,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/tensors"
@@ -22,6 +22,7 @@ import (
 	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/internal/atomicfile"
 	"github.com/lathe-ml/lathe/internal/stat"
+	"github.com/lathe-ml/lathe/internal/timing"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/optim"
 	"github.com/lathe-ml/lathe/nn"
@@ -153,21 +154,16 @@ func Run(ctx context.Context, b compute.Backend, s Setup, candidates []Candidate
 	t := &Table{Title: s.Title, Steps: s.Steps, Seeds: s.Seeds}
 	for i, c := range candidates {
 		row := Row{Candidate: c}
-		if _, err := s.network(c, s.Seeds[0]); err != nil { // also where trainings were kept
-			row.Error = err.Error()
-			t.Rows = append(t.Rows, row)
-			continue
-		}
 		var loss, accuracy []float64
 		for j, seed := range s.Seeds {
+			net, err := s.network(c, seed) // also where a training was kept: what does not fit has no figure
+			if err != nil {
+				row.Error = err.Error()
+				break
+			}
 			key := fmt.Sprintf("%s seed %d", c, seed)
 			u, ok := kept[key]
 			if !ok {
-				net, err := s.network(c, seed)
-				if err != nil {
-					row.Error = err.Error()
-					break
-				}
 				report := func(step int) {
 					if o.Progress != nil {
 						o.Progress(key, (i*len(s.Seeds)+j)*s.Steps+step, total*s.Steps)
@@ -309,63 +305,42 @@ func folded(net *nn.Network) (*nn.Network, int, error) {
 
 // difference is the largest difference of two networks' outputs on the first test batch, of the largest output.
 func (s Setup) difference(b compute.Backend, a, c *nn.Network) (float64, error) {
-	var x *tensors.Tensor
-	for _, batch := range s.Test() {
-		x = batch[0]
-		break
-	}
-	want, err := a.Run(b, []*tensors.Tensor{x})
-	if err != nil {
-		return 0, err
-	}
-	got, err := c.Run(b, []*tensors.Tensor{x})
-	if err != nil {
-		return 0, err
-	}
-	worst, largest := 0., 0.
-	g := nn.Float64s(got[0])
-	for i, w := range nn.Float64s(want[0]) {
-		worst, largest = max(worst, math.Abs(w-g[i])), max(largest, math.Abs(w))
-	}
-	return worst / max(largest, math.SmallestNonzeroFloat32), nil
+	e, err := fold.VerifyEquivalence(b, a, c, func(yield func([]*tensors.Tensor, error) bool) {
+		for _, batch := range s.Test() {
+			yield(batch[:1], nil)
+			return
+		}
+	})
+	return e.MaxDiff / max(e.Largest, math.SmallestNonzeroFloat32), err
 }
 
 // time measures all rows together, one round after the other, so that what disturbs the machine disturbs all alike.
 func (s Setup) time(ctx context.Context, b compute.Backend, rows []Row) error {
-	type contestant struct {
-		row                    *Row
-		trainer                *learn.Trainer
-		plain, fused           *nn.Runner
-		step, inference, after []float64
-	}
 	batch, err := s.Batch(s.Seeds[0], 0)
 	if err != nil {
 		return err
 	}
-	var all []*contestant
-	defer func() {
-		for _, c := range all {
-			c.trainer.Finalize()
-			c.plain.Finalize()
-			c.fused.Finalize()
-		}
-	}()
+	var to []*float64 // where the median of each pass goes
+	var passes []func() error
 	for i := range rows {
-		if rows[i].Error != "" {
+		row := &rows[i]
+		if row.Error != "" {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		net, err := s.network(rows[i].Candidate, s.Seeds[0])
+		net, err := s.network(row.Candidate, s.Seeds[0])
 		if err != nil {
 			return err
 		}
-		c := &contestant{row: &rows[i]}
-		if c.trainer, err = s.trainer(b, net, 0, nil); err != nil {
+		trainer, err := s.trainer(b, net, 0, nil)
+		if err != nil {
 			return err
 		}
-		if _, err = c.trainer.Step(batch...); err != nil { // compiles; and a norm that was never trained does not fold
+		defer trainer.Finalize()
+		step := func() error { _, err := trainer.Step(batch...); return err }
+		if err := step(); err != nil { // a norm that was never trained does not fold
 			return err
 		}
 		// After one step a norm that fades from one into another is still at its beginning; what is timed is its end.
@@ -377,48 +352,24 @@ func (s Setup) time(ctx context.Context, b compute.Backend, rows []Row) error {
 		if err != nil {
 			return err
 		}
-		if c.plain, err = nn.NewRunner(b, net.Clone(), nn.RunOptions{}); err != nil {
-			return err
-		}
-		if c.fused, err = nn.NewRunner(b, flat, nn.RunOptions{}); err != nil {
-			return err
-		}
-		for _, r := range []*nn.Runner{c.plain, c.fused} {
-			if _, err := r.Run(batch[0]); err != nil {
+		to, passes = append(to, &row.Step), append(passes, step)
+		for _, f := range []struct {
+			to  *float64
+			net *nn.Network
+		}{{&row.Inference, net.Clone()}, {&row.Fused, flat}} {
+			r, err := nn.NewRunner(b, f.net, nn.RunOptions{})
+			if err != nil {
 				return err
 			}
-		}
-		all = append(all, c)
-	}
-	rounds := s.Rounds
-	if rounds == 0 {
-		rounds = 15
-	}
-	for range rounds {
-		for _, c := range all {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			for _, w := range []struct {
-				to *[]float64
-				do func() error
-			}{
-				{&c.step, func() error { _, err := c.trainer.Step(batch...); return err }},
-				{&c.inference, func() error { _, err := c.plain.Run(batch[0]); return err }},
-				{&c.after, func() error { _, err := c.fused.Run(batch[0]); return err }},
-			} {
-				start := time.Now()
-				if err := w.do(); err != nil {
-					return err
-				}
-				*w.to = append(*w.to, time.Since(start).Seconds()*1e3)
-			}
+			defer r.Finalize()
+			to, passes = append(to, f.to), append(passes, func() error { _, err := r.Run(batch[0]); return err })
 		}
 	}
-	for _, c := range all {
-		c.row.Step, c.row.Inference, c.row.Fused = stat.Quantile(c.step, .5), stat.Quantile(c.inference, .5), stat.Quantile(c.after, .5)
+	times, err := timing.Interleaved(ctx, cmp.Or(s.Rounds, 15), nil, passes...)
+	for i, t := range times {
+		*to[i] = 1e3 * t.Median()
 	}
-	return nil
+	return err
 }
 
 // state is the file of finished trainings.

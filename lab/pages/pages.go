@@ -167,37 +167,43 @@ func Write(root string, check bool) (changed []string, err error) {
 		files[name] = Page(c, results[c.ID])
 		order = append(order, name)
 	}
-	readme := filepath.Join(root, "README.md")
-	if text, err := os.ReadFile(readme); err == nil {
-		out, ok, err := between(text, Table(cards, results))
+	// fill puts what was generated between the marks of a written page.
+	fill := func(name string, content []byte, must bool) error {
+		text, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(name)))
+		if errors.Is(err, fs.ErrNotExist) && !must {
+			return nil
+		}
 		if err != nil {
-			return nil, fmt.Errorf("README.md: %w", err)
+			return err
 		}
-		if ok {
-			files["README.md"] = out
-			order = append(order, "README.md")
+		out, ok, err := between(text, content)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s: %w", name, err)
+		case ok:
+			files[name] = out
+			order = append(order, name)
+		case must:
+			return fmt.Errorf("%s: it wants the marks %s and %s", name, Begin, End)
 		}
+		return nil
 	}
-	measured := filepath.Join(root, "docs", "performance.json")
-	if r, err := bench.ReadResult(measured); err == nil {
-		text, err := os.ReadFile(filepath.Join(root, "docs", "performance.md"))
-		if err != nil {
+	if err := fill("README.md", Table(cards, results), false); err != nil {
+		return nil, err
+	}
+	if r, err := bench.ReadResult(filepath.Join(root, "docs", "performance.json")); err == nil {
+		if err := fill("docs/performance.md", r.Page(), true); err != nil {
 			return nil, err
 		}
-		out, ok, err := between(text, r.Page())
-		if err != nil || !ok {
-			return nil, fmt.Errorf("docs/performance.md: it wants the marks %s and %s (%v)", Begin, End, err)
-		}
-		files["docs/performance.md"] = out
-		order = append(order, "docs/performance.md")
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if guide, err := normsGuide(root); err != nil {
+	if tables, err := normTables(root); err != nil {
 		return nil, err
-	} else if guide != nil {
-		files["docs/guides/norms.md"] = guide
-		order = append(order, "docs/guides/norms.md")
+	} else if len(tables) > 0 {
+		if err := fill("docs/guides/norms.md", tables, true); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range order {
 		path := filepath.Join(root, filepath.FromSlash(name))
@@ -218,34 +224,22 @@ func Write(root string, check bool) (changed []string, err error) {
 	return changed, nil
 }
 
-// normsGuide is docs/guides/norms.md with the tables of docs/guides/norms-*.json, which "lathe norms -o" wrote, between its
-// marks; nil when there are none.
-func normsGuide(root string) ([]byte, error) {
-	dir := filepath.Join(root, "docs", "guides")
-	names, err := filepath.Glob(filepath.Join(dir, "norms-*.json"))
-	if err != nil || len(names) == 0 {
+// normTables are the tables of docs/guides/norms-*.json, which "lathe norms -o" wrote, one after the other; nil when there
+// are none.
+func normTables(root string) ([]byte, error) {
+	names, err := filepath.Glob(filepath.Join(root, "docs", "guides", "norms-*.json"))
+	if err != nil {
 		return nil, err
 	}
-	var tables bytes.Buffer
-	for i, name := range names {
+	var tables [][]byte
+	for _, name := range names {
 		t, err := normtable.Read(name)
 		if err != nil {
 			return nil, err
 		}
-		if i > 0 {
-			tables.WriteByte('\n')
-		}
-		tables.Write(t.Markdown())
+		tables = append(tables, t.Markdown())
 	}
-	text, err := os.ReadFile(filepath.Join(dir, "norms.md"))
-	if err != nil {
-		return nil, err
-	}
-	out, ok, err := between(text, tables.Bytes())
-	if err != nil || !ok {
-		return nil, fmt.Errorf("docs/guides/norms.md: it wants the marks %s and %s (%v)", Begin, End, err)
-	}
-	return out, nil
+	return bytes.Join(tables, []byte("\n")), nil
 }
 
 // between replaces what stands between the marks; ok is false when there are none.

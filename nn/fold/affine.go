@@ -174,15 +174,20 @@ func intoProducer(n *nn.Network, x, prod *nn.Node, scale, shift []float64) error
 	}
 	n.SetParam(prod, "w", nn.Weight, w, p.Value.Shape().Dimensions...)
 	n.SetParam(prod, "b", nn.Bias, bias, len(bias))
-	switch d := prod.Op.(type) {
+	hasBias(prod)
+	return nil
+}
+
+// hasBias says of a dense layer or a convolution that it has got a bias.
+func hasBias(n *nn.Node) {
+	switch d := n.Op.(type) {
 	case nn.Conv:
 		d.NoBias = false
-		prod.Op = d
+		n.Op = d
 	case nn.Dense:
 		d.NoBias = false
-		prod.Op = d
+		n.Op = d
 	}
-	return nil
 }
 
 // denseReaders are the plain dense layers that read a value, through ops that keep its channels; nil when anything else

@@ -419,14 +419,7 @@ func (c *converter) intoReader(r *nn.Node, gain, bias []float64, factor float64)
 		}
 		c.put(r, "b", nn.Bias, b, out)
 		c.note(r, "b", "the bias of its norm", nil)
-		switch op := r.Op.(type) {
-		case nn.Dense:
-			op.NoBias = false
-			r.Op = op
-		case nn.Conv:
-			op.NoBias = false
-			r.Op = op
-		}
+		hasBias(r)
 	}
 	if gain != nil {
 		for i := range w {

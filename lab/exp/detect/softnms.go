@@ -51,11 +51,11 @@ var SoftNMS = lab.Experiment{
 	Claims: []lab.Claim{
 		{
 			ID: "C1a", Text: "in crowded scenes the Gaussian form (σ 0.5) gains 1 AP over NMS at 0.3", Paper: "+1.1 to +1.7 AP", Unit: "AP",
-			Measure: over("gaussian-0.5", "nms-0.3", "AP"), Bound: lab.AtLeast(1),
+			Measure: lab.Difference("gaussian-0.5", "nms-0.3", "AP"), Bound: lab.AtLeast(1),
 		},
 		{
 			ID: "C1b", Text: "in crowded scenes the linear form (0.3) gains 0.5 AP over NMS at 0.3", Paper: "+1.1 to +1.7 AP", Unit: "AP",
-			Measure: over("linear-0.3", "nms-0.3", "AP"), Bound: lab.AtLeast(0.5),
+			Measure: lab.Difference("linear-0.3", "nms-0.3", "AP"), Bound: lab.AtLeast(0.5),
 		},
 		{
 			ID: "C2", Text: "the best σ of 0.3, 0.5, 0.7 is at least as good as the best threshold of NMS", Paper: "better at every threshold", Unit: "AP",
@@ -73,15 +73,17 @@ var SoftNMS = lab.Experiment{
 		},
 		{
 			ID: "C3", Text: "the Gaussian form finds lost neighbours: AR100 rises by 2 points over NMS at 0.3", Paper: "recall rises with the overlap asked for", Unit: "points",
-			Measure: over("gaussian-0.5", "nms-0.3", "AR100"), Bound: lab.AtLeast(2),
+			Measure: lab.Difference("gaussian-0.5", "nms-0.3", "AR100"), Bound: lab.AtLeast(2),
 		},
 		{
 			ID: "C4a", Text: "in sparse scenes the Gaussian form and NMS at 0.3 differ by at most 0.7 AP", Paper: "no harm", Unit: "AP",
-			Measure: func(m lab.Metrics) float64 { return math.Abs(over("gaussian-0.5", "nms-0.3", "sparse_AP")(m)) }, Bound: lab.AtMost(0.7),
+			Measure: func(m lab.Metrics) float64 {
+				return math.Abs(lab.Difference("gaussian-0.5", "nms-0.3", "sparse_AP")(m))
+			}, Bound: lab.AtMost(0.7),
 		},
 		{
 			ID: "C4b", Text: "without suppression crowded scenes lose at least 5 AP", Paper: "(control)", Unit: "AP",
-			Measure: over("gaussian-0.5", "none", "AP"), Bound: lab.AtLeast(5),
+			Measure: lab.Difference("gaussian-0.5", "none", "AP"), Bound: lab.AtLeast(5),
 		},
 		{
 			ID: "C5", Text: "for 1,000 boxes the Gaussian form takes at most ten times as long as NMS", Paper: "same complexity", Unit: "×",
@@ -91,10 +93,6 @@ var SoftNMS = lab.Experiment{
 			Bound: lab.AtMost(10),
 		},
 	},
-}
-
-func over(arm, baseline, metric string) func(lab.Metrics) float64 {
-	return func(m lab.Metrics) float64 { return m.Get(arm, metric) - m.Get(baseline, metric) }
 }
 
 func softNMSArms() []lab.Arm {

@@ -127,10 +127,6 @@ type depthScheme struct {
 	scheme   zoo.Scheme
 }
 
-func difference(a, b, metric string) func(lab.Metrics) float64 {
-	return func(m lab.Metrics) float64 { return m.Get(a, metric) - m.Get(b, metric) }
-}
-
 // MixLN compares schemes of norm placement in a character language model of 12 layers (arXiv:2412.13795, sections 3 and 4).
 func MixLN() lab.Experiment {
 	x := depthExperiment{2e-3, []depthScheme{
@@ -150,11 +146,11 @@ func MixLN() lab.Experiment {
 		Claims: []lab.Claim{
 			{
 				ID: "C1", Text: "mix(0.25)'s validation loss is 0.1 below pre-norm's", Paper: "LLaMA-130M: perplexity 26.07 against 26.73", Unit: "nats",
-				Measure: difference("mix-0.25", "pre", "validation_loss"), Bound: lab.AtMost(-.1),
+				Measure: lab.Difference("mix-0.25", "pre", "validation_loss"), Bound: lab.AtMost(-.1),
 			},
 			{
 				ID: "C2", Text: "the largest gradient norm of a layer over the smallest, at the end, is at most half of pre-norm's", Paper: "gradients are more even", Unit: "×",
-				Measure: ratio("mix-0.25", "pre", "gradient_ratio"), Bound: lab.AtMost(.5),
+				Measure: lab.Ratio("mix-0.25", "pre", "gradient_ratio"), Bound: lab.AtMost(.5),
 			},
 			{
 				ID: "C3a", Text: "pre-norm: the first quarter of the layers has larger gradients than the last", Paper: "deep layers of pre-norm models get small gradients", Unit: "",
@@ -166,12 +162,12 @@ func MixLN() lab.Experiment {
 			},
 			{
 				ID: "C4", Text: "removing a layer of the deep half costs at least what it costs in pre-norm", Paper: "deep layers become more effective", Unit: "nats",
-				Measure: difference("mix-0.25", "pre", "removal_deep_half"), Bound: lab.AtLeast(0),
+				Measure: lab.Difference("mix-0.25", "pre", "removal_deep_half"), Bound: lab.AtLeast(0),
 			},
 			{
 				ID: "C5", Text: "the reversed order, pre in front of post, has a higher loss or less even gradients than mix(0.25)", Paper: "(ablation)", Unit: "",
 				Measure: func(m lab.Metrics) float64 {
-					return max(difference("prepost-3", "mix-0.25", "validation_loss")(m), ratio("prepost-3", "mix-0.25", "gradient_ratio")(m)-1)
+					return max(lab.Difference("prepost-3", "mix-0.25", "validation_loss")(m), lab.Ratio("prepost-3", "mix-0.25", "gradient_ratio")(m)-1)
 				}, Bound: lab.AtLeast(0),
 			},
 		},
@@ -199,19 +195,19 @@ func LayerNormScaling() lab.Experiment {
 		Claims: []lab.Claim{
 			{
 				ID: "C1", Text: "the validation loss with scaled norms is 0.02 below pre-norm's", Paper: "LLaMA-130M: perplexity 25.76 against 26.73, 0.037 nats", Unit: "nats",
-				Measure: difference("lns", "pre", "validation_loss"), Bound: lab.AtMost(-.02),
+				Measure: lab.Difference("lns", "pre", "validation_loss"), Bound: lab.AtMost(-.02),
 			},
 			{
 				ID: "C2", Text: "the stream's variance grows from the first layer to the last by at most half of pre-norm's factor", Paper: "growth is bounded", Unit: "×",
-				Measure: ratio("lns", "pre", "variance_growth"), Bound: lab.AtMost(.5),
+				Measure: lab.Ratio("lns", "pre", "variance_growth"), Bound: lab.AtMost(.5),
 			},
 			{
 				ID: "C3", Text: "the same factor 1/√L in every layer is worse by 0.01", Paper: "(ablation)", Unit: "nats",
-				Measure: difference("const", "lns", "validation_loss"), Bound: lab.AtLeast(.01),
+				Measure: lab.Difference("const", "lns", "validation_loss"), Bound: lab.AtLeast(.01),
 			},
 			{
 				ID: "C4", Text: "together with scaled initialisation it is not better than scaled initialisation alone by more than 0.01", Paper: "the authors advise against the combination", Unit: "nats",
-				Measure: difference("lns-scaled-init", "scaled-init", "validation_loss"), Bound: lab.AtLeast(-.01),
+				Measure: lab.Difference("lns-scaled-init", "scaled-init", "validation_loss"), Bound: lab.AtLeast(-.01),
 			},
 			{
 				ID: "C5", Text: "SmolLM2-135M: the median loss of removing one of layers 16 to 29 is at most a third of the mean of layers 1 to 3", Paper: "deep layers of pre-norm models can be dropped almost freely", Unit: "×",

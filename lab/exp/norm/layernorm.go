@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/data"
 	method "github.com/lathe-ml/lathe/design/norm"
-	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/lab"
+	"github.com/lathe-ml/lathe/lab/exp/recipe"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/optim"
 	"github.com/lathe-ml/lathe/nn"
@@ -54,11 +53,11 @@ func LayerNorm() lab.Experiment {
 		Claims: []lab.Claim{
 			{
 				ID: "C1", Text: "batch 4: LN's loss over the first quarter of training is at most 0.85 of BN's", Paper: "LN is robust at batch 4 where BN degrades", Unit: "×",
-				Measure: ratio("layer-b4", "batch-b4", "early_loss"), Bound: lab.AtMost(.85),
+				Measure: lab.Ratio("layer-b4", "batch-b4", "early_loss"), Bound: lab.AtMost(.85),
 			},
 			{
 				ID: "C2", Text: "batch 128: LN's loss over the first quarter of training is at most 0.92 of the plain network's", Paper: "faster convergence", Unit: "×",
-				Measure: ratio("layer-b128", "none-b128", "early_loss"), Bound: lab.AtMost(.92),
+				Measure: lab.Ratio("layer-b128", "none-b128", "early_loss"), Bound: lab.AtMost(.92),
 			},
 			{
 				ID: "C3", Text: "LN-LSTM after half of the steps is at most at the plain LSTM's bits per character after all", Paper: "best model at about 60 % of the training time", Unit: "bits",
@@ -103,35 +102,13 @@ func LayerNorm() lab.Experiment {
 	return e
 }
 
-func ratio(arm, baseline, metric string) func(lab.Metrics) float64 {
-	return func(m lab.Metrics) float64 { return m.Get(arm, metric) / m.Get(baseline, metric) }
-}
-
-type imageSets struct{ train, test *data.Images }
-
 func perceptron(ctx context.Context, t *lab.Trial, kind string, batch int) error {
 	z := sizesOf(t.Scale)
-	sets, err := t.Shared("images", func() (any, error) {
-		var s imageSets
-		var err error
-		if s.train, err = data.FashionMNIST(ctx, true); err != nil {
-			return nil, err
-		}
-		if s.test, err = data.FashionMNIST(ctx, false); err != nil {
-			return nil, err
-		}
-		idx, _, err := s.train.Stratified(z.Train, t.Seed)
-		if err != nil {
-			return nil, err
-		}
-		s.train, err = s.train.Subset(idx)
-		s.test = s.test.First(z.Test)
-		return s, err
-	})
+	images := recipe.Images{TrainN: z.Train, TestN: z.Test, Flat: true}
+	sets, err := images.Sets(ctx, t)
 	if err != nil {
 		return err
 	}
-	s := sets.(imageSets)
 	o := zoo.MLPOptions{Hidden: []int{z.Hidden, z.Hidden}, Seed: t.Seed}
 	if kind != "none" {
 		if o.Norm, err = method.New(kind, method.Config{}); err != nil {
@@ -152,7 +129,7 @@ func perceptron(ctx context.Context, t *lab.Trial, kind string, batch int) error
 		return err
 	}
 	defer tr.Finalize()
-	order, err := data.NewBatcher(s.train.N, batch, t.Seed)
+	order, err := data.NewBatcher(sets.Train.N, batch, t.Seed)
 	if err != nil {
 		return err
 	}
@@ -160,7 +137,7 @@ func perceptron(ctx context.Context, t *lab.Trial, kind string, batch int) error
 	window := 0.
 	_, err = tr.Fit(ctx, learn.FitOptions{
 		Steps: steps,
-		Batch: func(step int) ([]*tensors.Tensor, error) { return flatBatch(s.train, order.At(step)) },
+		Batch: func(step int) ([]*tensors.Tensor, error) { return images.Tensors(sets, sets.Train, order.At(step)) },
 		After: []learn.Hook{func(_ *learn.Trainer, i learn.Info) error {
 			if i.Step <= steps/4 {
 				early += i.Loss / float64(steps/4)
@@ -177,7 +154,7 @@ func perceptron(ctx context.Context, t *lab.Trial, kind string, batch int) error
 		return err
 	}
 	t.Record("early_loss", early)
-	nll, metrics, err := learn.Evaluate(t.Backend, &net.Params, loss, testBatches(s.test, 500))
+	nll, metrics, err := learn.Evaluate(t.Backend, &net.Params, loss, images.TestBatches(sets, 500))
 	if err != nil {
 		return err
 	}
@@ -191,7 +168,7 @@ func perceptron(ctx context.Context, t *lab.Trial, kind string, batch int) error
 				x.Op = bn
 			}
 		}
-		nll, _, err := learn.Evaluate(t.Backend, &always.Params, learn.Classifier(always), testBatches(s.test, 4))
+		nll, _, err := learn.Evaluate(t.Backend, &always.Params, learn.Classifier(always), images.TestBatches(sets, 4))
 		if err != nil {
 			return err
 		}
@@ -200,87 +177,33 @@ func perceptron(ctx context.Context, t *lab.Trial, kind string, batch int) error
 	return nil
 }
 
-func flatBatch(m *data.Images, idx []int) ([]*tensors.Tensor, error) {
-	labels, err := m.LabelsTensor(idx)
-	return []*tensors.Tensor{tensors.FromFlatDataAndDimensions(m.Floats(idx, nil), len(idx), m.H*m.W*m.C), labels}, err
-}
-
-func testBatches(m *data.Images, size int) func(func(float64, []*tensors.Tensor) bool) {
-	return func(yield func(float64, []*tensors.Tensor) bool) {
-		for idx := range data.Batches(m.N, size) {
-			batch, err := flatBatch(m, idx)
-			if err != nil || !yield(float64(len(idx)), batch) {
-				return
-			}
-		}
-	}
-}
-
-type textSets struct {
-	vocabulary        int
-	train, validation []int32
-}
-
 func charModel(ctx context.Context, t *lab.Trial, norm nn.RecurrentNorm) error {
 	z := sizesOf(t.Scale)
-	sets, err := t.Shared("text", func() (any, error) {
-		text, err := data.Austen(ctx)
-		if err != nil {
-			return nil, err
-		}
-		head := string(text)[:z.Characters]
-		v := data.NewVocabulary(head)
-		ids, err := v.Encode(head)
-		if err != nil {
-			return nil, err
-		}
-		train, validation, err := data.SplitAt(ids, .1)
-		return textSets{v.Size(), train, validation}, err
-	})
+	text := recipe.Text{Characters: z.Characters, Context: z.Length, Loop: recipe.Loop{Batch: z.Batch}}
+	corpus, err := text.Corpus(ctx, t)
 	if err != nil {
 		return err
 	}
-	s := sets.(textSets)
-	net, err := zoo.CharLSTM(zoo.CharLSTMOptions{Symbols: s.vocabulary, Embedding: z.Embedding, Hidden: z.Units, Length: z.Length, Norm: norm, Seed: t.Seed})
+	net, err := zoo.CharLSTM(zoo.CharLSTMOptions{Symbols: corpus.Symbols, Embedding: z.Embedding, Hidden: z.Units, Length: z.Length, Norm: norm, Seed: t.Seed})
 	if err != nil {
 		return err
 	}
-	loss := func(env *nn.Env, batch []*graph.Node) *graph.Node {
-		return learn.CrossEntropy(net.Lower(env, map[string]*graph.Node{"tokens": batch[0]})[0], batch[1])
-	}
+	loss := learn.LanguageModel(net)
 	tr, err := learn.NewTrainer(t.Backend, &net.Params, loss, learn.Options{LR: z.CharSpd, ClipNorm: 5, Seed: t.Seed})
 	if err != nil {
 		return err
 	}
 	defer tr.Finalize()
-	windows := func(ids []int32, starts []int) []*tensors.Tensor {
-		in, out := data.Windows(ids, starts, z.Length)
-		return []*tensors.Tensor{tensors.FromFlatDataAndDimensions(in, len(starts), z.Length), tensors.FromFlatDataAndDimensions(out, len(starts), z.Length)}
-	}
 	names := map[int]string{z.TextSteps / 4: "bpc_quarter", z.TextSteps / 2: "bpc_half", z.TextSteps: "bpc_end"}
 	_, err = tr.Fit(ctx, learn.FitOptions{
 		Steps: z.TextSteps,
-		Batch: func(step int) ([]*tensors.Tensor, error) {
-			starts, err := data.TrainWindows(rng.New(t.Seed, fmt.Sprintf("text:%d", step)), len(s.train), z.Length, z.Batch)
-			if err != nil {
-				return nil, err
-			}
-			return windows(s.train, starts), nil
-		},
+		Batch: func(step int) ([]*tensors.Tensor, error) { return text.Batch(corpus, t.Seed, step) },
 		After: []learn.Hook{func(tr *learn.Trainer, i learn.Info) error {
 			t.Progress(i.Step, z.TextSteps)
 			if i.Step%(z.TextSteps/20) != 0 && names[i.Step] == "" {
 				return nil
 			}
-			nll, _, err := learn.Evaluate(t.Backend, &net.Params, loss, func(yield func(float64, []*tensors.Tensor) bool) {
-				starts := data.EvalWindows(len(s.validation), z.Length)
-				for at := 0; at < len(starts); at += 128 {
-					part := starts[at:min(at+128, len(starts))]
-					if !yield(float64(len(part)), windows(s.validation, part)) {
-						return
-					}
-				}
-			})
+			nll, err := text.Evaluate(t, net, corpus)
 			if err != nil {
 				return err
 			}

@@ -44,12 +44,6 @@ func powerNormSizesOf(s lab.Scale) powerNormSizes {
 // PowerNorm compares PowerNorm with layer norm, batch norm and its intermediate variant PN-V in a character language
 // model, and the fluctuation of batch norm's statistics on text with that on images (arXiv:2003.07845, sections 3 to 5).
 func PowerNorm() lab.Experiment {
-	loss := func(arm string) func(lab.Metrics) float64 {
-		return func(m lab.Metrics) float64 { return m.Get(arm, "validation_loss") }
-	}
-	minus := func(a, b string) func(lab.Metrics) float64 {
-		return func(m lab.Metrics) float64 { return loss(a)(m) - loss(b)(m) }
-	}
 	e := lab.Experiment{
 		Method: "powernorm",
 		Title:  "character language model of width 48 on Austen's novels under layer, batch and power norm; statistics of batches of text and of images",
@@ -57,23 +51,23 @@ func PowerNorm() lab.Experiment {
 		Claims: []lab.Claim{
 			{
 				ID: "C1a", Text: "pre-norm: PowerNorm's validation loss is at most layer norm's", Paper: "better by 3 to 5.6 perplexity", Unit: "nats",
-				Measure: minus("pn", "ln"), Bound: lab.AtMost(0),
+				Measure: lab.Difference("pn", "ln", "validation_loss"), Bound: lab.AtMost(0),
 			},
 			{
 				ID: "C1b", Text: "post-norm: PowerNorm's validation loss is at most layer norm's", Paper: "better by 3 to 5.6 perplexity", Unit: "nats",
-				Measure: minus("pn-post", "ln-post"), Bound: lab.AtMost(0),
+				Measure: lab.Difference("pn-post", "ln-post", "validation_loss"), Bound: lab.AtMost(0),
 			},
 			{
 				ID: "C2", Text: "batch norm's validation loss exceeds PowerNorm's by 0.04", Paper: "batch norm is far worse: 60.7 against 47.6 perplexity on PTB", Unit: "nats",
-				Measure: minus("bn", "pn"), Bound: lab.AtLeast(.04),
+				Measure: lab.Difference("bn", "pn", "validation_loss"), Bound: lab.AtLeast(.04),
 			},
 			{
 				ID: "C3a", Text: "PowerNorm's validation loss is at most 0.01 above that of PN-V", Paper: "47.6 against 55.3 perplexity on PTB", Unit: "nats",
-				Measure: minus("pn", "pn-v"), Bound: lab.AtMost(.01),
+				Measure: lab.Difference("pn", "pn-v", "validation_loss"), Bound: lab.AtMost(.01),
 			},
 			{
 				ID: "C3b", Text: "PN-V's validation loss is below batch norm's", Paper: "55.3 against 60.7 perplexity on PTB", Unit: "nats",
-				Measure: minus("pn-v", "bn"), Bound: lab.AtMost(0),
+				Measure: lab.Difference("pn-v", "bn", "validation_loss"), Bound: lab.AtMost(0),
 			},
 			{
 				ID: "C4a", Text: "batch norm's batch variance lies 1.2 times as far from the running one on text as on images, relatively", Paper: "orders of magnitude at full scale", Unit: "×",
@@ -85,7 +79,7 @@ func PowerNorm() lab.Experiment {
 			},
 			{
 				ID: "C5", Text: "without the backward statistic (ν = 0) the validation loss is at least PowerNorm's", Paper: "(ablation)", Unit: "nats",
-				Measure: minus("pn-no-correction", "pn"), Bound: lab.AtLeast(0),
+				Measure: lab.Difference("pn-no-correction", "pn", "validation_loss"), Bound: lab.AtLeast(0),
 			},
 		},
 	}

@@ -72,9 +72,6 @@ var slabMaps = [3]string{"small", "middle", "large"}
 // attention, in a small vision transformer and a character language model; it times the folded network and the attention
 // layers (arXiv:2405.11582, sections 3 and 4).
 func SLAB() lab.Experiment {
-	accuracy := func(a, b string) func(lab.Metrics) float64 {
-		return func(m lab.Metrics) float64 { return m.Get(a, "accuracy") - m.Get(b, "accuracy") }
-	}
 	layers := func(a, b string) func(lab.Metrics) float64 {
 		return func(m lab.Metrics) float64 {
 			return m.Get("attention-speed", a+"_seconds") / m.Get("attention-speed", b+"_seconds")
@@ -87,11 +84,11 @@ func SLAB() lab.Experiment {
 		Claims: []lab.Claim{
 			{
 				ID: "C1", Text: "PRepBN's accuracy is at least layer norm's less 0.5 points", Paper: "0.1 to 1.4 points better on ImageNet", Unit: "points",
-				Measure: accuracy("prepbn", "ln"), Bound: lab.AtLeast(-.5),
+				Measure: lab.Difference("prepbn", "ln", "accuracy"), Bound: lab.AtLeast(-.5),
 			},
 			{
 				ID: "C2", Text: "PRepBN's accuracy is at least 0.2 points above batch norm's", Paper: "batch norm in its place is worse, or collapses", Unit: "points",
-				Measure: accuracy("prepbn", "bn"), Bound: lab.AtLeast(.2),
+				Measure: lab.Difference("prepbn", "bn", "accuracy"), Bound: lab.AtLeast(.2),
 			},
 			{
 				ID: "C3a", Text: "the folded PRepBN network takes at most 0.97 of the layer norm network's time at batch 64", Paper: "lower latency at equal accuracy", Unit: "×",
@@ -117,15 +114,15 @@ func SLAB() lab.Experiment {
 			},
 			{
 				ID: "C5a", Text: "with layer norm, linear attention's accuracy is at least softmax attention's less 0.3 points", Paper: "on par or better", Unit: "points",
-				Measure: accuracy("ln-sla", "ln"), Bound: lab.AtLeast(-.3),
+				Measure: lab.Difference("ln-sla", "ln", "accuracy"), Bound: lab.AtLeast(-.3),
 			},
 			{
 				ID: "C5b", Text: "linear attention's accuracy is at least 0.5 points above that without its convolution", Paper: "(ablation)", Unit: "points",
-				Measure: accuracy("ln-sla", "ln-sla-no-dwc"), Bound: lab.AtLeast(.5),
+				Measure: lab.Difference("ln-sla", "ln-sla-no-dwc", "accuracy"), Bound: lab.AtLeast(.5),
 			},
 			{
 				ID: "C5c", Text: "with linear attention, PRepBN's accuracy is at least layer norm's less 0.5 points", Paper: "DeiT-T 74.3 against 73.6 % with softmax attention, DeiT-S 80.0 against 80.2 %", Unit: "points",
-				Measure: accuracy("prepbn-sla", "ln-sla"), Bound: lab.AtLeast(-.5),
+				Measure: lab.Difference("prepbn-sla", "ln-sla", "accuracy"), Bound: lab.AtLeast(-.5),
 			},
 		},
 	}

@@ -60,12 +60,6 @@ type unifiedArm struct {
 // UnifiedNorm compares Unified Normalization with layer and batch norm in a vision transformer, with and without outlier
 // batches, and in a character language model, and times the folded network (arXiv:2208.01313, sections 4 and 5).
 func UnifiedNorm() lab.Experiment {
-	accuracy := func(a, b string) func(lab.Metrics) float64 {
-		return func(m lab.Metrics) float64 { return m.Get(a, "accuracy") - m.Get(b, "accuracy") }
-	}
-	loss := func(a, b string) func(lab.Metrics) float64 {
-		return func(m lab.Metrics) float64 { return m.Get(a, "validation_loss") - m.Get(b, "validation_loss") }
-	}
 	e := lab.Experiment{
 		Method: "unified-norm",
 		Title:  "vision transformer on Fashion-MNIST with and without outlier batches; character language model on Austen's novels; folded inference",
@@ -73,27 +67,27 @@ func UnifiedNorm() lab.Experiment {
 		Claims: []lab.Claim{
 			{
 				ID: "C1", Text: "clean images: UN's accuracy is at least layer norm's less 1.5 points", Paper: "on par with LN", Unit: "points",
-				Measure: accuracy("un", "ln"), Bound: lab.AtLeast(-1.5),
+				Measure: lab.Difference("un", "ln", "accuracy"), Bound: lab.AtLeast(-1.5),
 			},
 			{
 				ID: "C2a", Text: "outliers of 30 times the values: UN with filtration and FreezeOnSkip loses at most 2 points to its clean training", Paper: "filtration keeps training stable", Unit: "points",
-				Measure: accuracy("un-freeze-x30", "un-freeze-short"), Bound: lab.AtLeast(-2),
+				Measure: lab.Difference("un-freeze-x30", "un-freeze-short", "accuracy"), Bound: lab.AtLeast(-2),
 			},
 			{
 				ID: "C2b", Text: "outliers of 30 times the values: UN with filtration and FreezeOnSkip beats UN without filtration by 5 points", Paper: "filtration keeps training stable", Unit: "points",
-				Measure: accuracy("un-freeze-x30", "un-unfiltered-x30"), Bound: lab.AtLeast(5),
+				Measure: lab.Difference("un-freeze-x30", "un-unfiltered-x30", "accuracy"), Bound: lab.AtLeast(5),
 			},
 			{
 				ID: "C3", Text: "outliers of 30 times the values: batch norm loses at least 10 points to its clean training", Paper: "BN is worse, or collapses, without outlier handling", Unit: "points",
-				Measure: accuracy("bn-short", "bn-x30"), Bound: lab.AtLeast(10),
+				Measure: lab.Difference("bn-short", "bn-x30", "accuracy"), Bound: lab.AtLeast(10),
 			},
 			{
 				ID: "C4a", Text: "text, post-norm: UN's validation loss is at least 0.02 below batch norm's", Paper: "BN is worse", Unit: "nats",
-				Measure: loss("text-un-post", "text-bn-post"), Bound: lab.AtMost(-.02),
+				Measure: lab.Difference("text-un-post", "text-bn-post", "validation_loss"), Bound: lab.AtMost(-.02),
 			},
 			{
 				ID: "C4b", Text: "text, post-norm: UN's validation loss is at most 0.03 above layer norm's", Paper: "on par with LN, within a few tenths BLEU", Unit: "nats",
-				Measure: loss("text-un-post", "text-ln-post"), Bound: lab.AtMost(.03),
+				Measure: lab.Difference("text-un-post", "text-ln-post", "validation_loss"), Bound: lab.AtMost(.03),
 			},
 			{
 				ID: "C5a", Text: "over the last 100 steps the statistic that normalises moves more from step to step without a window than with one of 4, in every layer", Paper: "(ablation)", Unit: "×",
@@ -112,7 +106,7 @@ func UnifiedNorm() lab.Experiment {
 			},
 			{
 				ID: "C5b", Text: "without a window, UN's accuracy is at most 0.5 points higher", Paper: "(ablation)", Unit: "points",
-				Measure: accuracy("un-window1", "un"), Bound: lab.AtMost(.5),
+				Measure: lab.Difference("un-window1", "un", "accuracy"), Bound: lab.AtMost(.5),
 			},
 			{
 				ID: "C6a", Text: "the folded network takes at most 0.95 of the layer norm network's time at batch 64", Paper: "about 31 % faster on a GPU", Unit: "×",

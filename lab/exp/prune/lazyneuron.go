@@ -79,9 +79,6 @@ type lazyArm struct {
 // conditions of the paper, and what the Top-k Transformer gains under label noise and corrupted inputs
 // (arXiv:2210.06313). The arms that no claim reads run with the first seed only.
 func LazyNeuron() lab.Experiment {
-	minus := func(a, b, metric string) func(lab.Metrics) float64 {
-		return func(m lab.Metrics) float64 { return m.Get(a, metric) - m.Get(b, metric) }
-	}
 	sparser := func(arm string) func(lab.Metrics) float64 {
 		return func(m lab.Metrics) float64 { return m.Get(arm, "nonzero") / m.Get(arm, "nonzero_initial") }
 	}
@@ -100,7 +97,7 @@ func LazyNeuron() lab.Experiment {
 			},
 			{
 				ID: "C2", Text: "a smaller share of 1024 hidden units is active than of 64", Paper: "wider is sparser",
-				Measure: minus("width-1024", "width-64", "nonzero"), Bound: lab.AtMost(0),
+				Measure: lab.Difference("width-1024", "width-64", "nonzero"), Bound: lab.AtMost(0),
 			},
 			{
 				ID: "C3a", Text: "with random labels the share of active neurons ends at 0.8 of its initial value or less", Paper: "sparsity without any signal", Unit: "×",
@@ -112,19 +109,19 @@ func LazyNeuron() lab.Experiment {
 			},
 			{
 				ID: "C4a", Text: "clean labels: Top-k is at most 1 point below ReLU", Paper: "74.83 against 74.85 % on ImageNet", Unit: "points",
-				Measure: minus("topk", "relu", "test_accuracy"), Bound: lab.AtLeast(-1),
+				Measure: lab.Difference("topk", "relu", "test_accuracy"), Bound: lab.AtLeast(-1),
 			},
 			{
 				ID: "C4b", Text: "with 40 % label noise Top-k is 0.5 points above ReLU", Paper: "62.13 against 59.44 % on ImageNet", Unit: "points",
-				Measure: minus("topk-noise", "relu-noise", "test_accuracy"), Bound: lab.AtLeast(.5),
+				Measure: lab.Difference("topk-noise", "relu-noise", "test_accuracy"), Bound: lab.AtLeast(.5),
 			},
 			{
 				ID: "C5a", Text: "with 40 % label noise Top-k has the lower calibration error", Paper: "better calibrated",
-				Measure: minus("topk-noise", "relu-noise", "ece"), Bound: lab.AtMost(0),
+				Measure: lab.Difference("topk-noise", "relu-noise", "ece"), Bound: lab.AtMost(0),
 			},
 			{
 				ID: "C5b", Text: "trained on clean labels, Top-k is at least as accurate as ReLU on noisy pictures", Paper: "better under gaussian, impulse and shot noise", Unit: "points",
-				Measure: minus("topk", "relu", "corrupted_accuracy"), Bound: lab.AtLeast(0),
+				Measure: lab.Difference("topk", "relu", "corrupted_accuracy"), Bound: lab.AtLeast(0),
 			},
 		},
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"iter"
 
-	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/data"
@@ -73,6 +72,17 @@ type Corpus struct {
 	Train, Validation []int32
 }
 
+// NewCorpus makes a text symbols and holds the last share of it out.
+func NewCorpus(text string, held float64) (*Corpus, error) {
+	v := data.NewVocabulary(text)
+	ids, err := v.Encode(text)
+	if err != nil {
+		return nil, err
+	}
+	train, validation, err := data.SplitAt(ids, held)
+	return &Corpus{v.Size(), train, validation}, err
+}
+
 // Corpus reads the text; all arms of a seed share it.
 func (r Text) Corpus(ctx context.Context, t *lab.Trial) (*Corpus, error) {
 	v, err := t.Shared(fmt.Sprintf("text:%d:%g", r.Characters, r.Held), func() (any, error) {
@@ -80,29 +90,15 @@ func (r Text) Corpus(ctx context.Context, t *lab.Trial) (*Corpus, error) {
 		if err != nil {
 			return nil, err
 		}
-		head := string(text)
 		if r.Characters > 0 {
-			head = head[:min(r.Characters, len(head))]
+			text = text[:min(r.Characters, len(text))]
 		}
-		vocabulary := data.NewVocabulary(head)
-		ids, err := vocabulary.Encode(head)
-		if err != nil {
-			return nil, err
-		}
-		train, validation, err := data.SplitAt(ids, cmp.Or(r.Held, .1))
-		return &Corpus{vocabulary.Size(), train, validation}, err
+		return NewCorpus(text, cmp.Or(r.Held, .1))
 	})
 	if err != nil {
 		return nil, err
 	}
 	return v.(*Corpus), nil
-}
-
-// Loss is the mean negative log-likelihood of the next symbol in nats, of a network from "tokens" [batch, time] to logits.
-func Loss(net *nn.Network) learn.LossFunc {
-	return func(env *nn.Env, batch []*graph.Node) *graph.Node {
-		return learn.CrossEntropy(net.Lower(env, map[string]*graph.Node{net.Inputs[0].Name: batch[0]})[0], batch[1])
-	}
 }
 
 // windows returns inputs and targets [len(starts), Context].
@@ -122,7 +118,7 @@ func (r Text) Batch(c *Corpus, seed uint64, step int) ([]*tensors.Tensor, error)
 
 // Train trains net on the corpus.
 func (r Text) Train(ctx context.Context, t *lab.Trial, net *nn.Network, c *Corpus, hooks ...learn.Hook) error {
-	return r.Fit(ctx, t, net, Loss(net), func(step int) ([]*tensors.Tensor, error) { return r.Batch(c, t.Seed, step) }, hooks)
+	return r.Fit(ctx, t, net, learn.LanguageModel(net), func(step int) ([]*tensors.Tensor, error) { return r.Batch(c, t.Seed, step) }, hooks)
 }
 
 // Validation are the held-out windows, disjoint, in parts of up to so many; limit is the most windows (0: all).
@@ -143,7 +139,7 @@ func (r Text) Validation(c *Corpus, size, limit int) iter.Seq2[float64, []*tenso
 
 // Evaluate returns the validation loss in nats per character.
 func (r Text) Evaluate(t *lab.Trial, net *nn.Network, c *Corpus) (float64, error) {
-	nll, _, err := learn.Evaluate(t.Backend, &net.Params, Loss(net), r.Validation(c, 128, 0))
+	nll, _, err := learn.Evaluate(t.Backend, &net.Params, learn.LanguageModel(net), r.Validation(c, 128, 0))
 	return nll, err
 }
 
