@@ -1,0 +1,89 @@
+package compress
+
+import (
+	"crypto/sha256"
+	"encoding/gob"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/lathe-ml/lathe/internal/atomicfile"
+)
+
+// Journal keeps on disk what a compression has finished, piece by piece, so that a run that was stopped computes
+// nothing twice. It belongs to one run: the folder of another model, method, setting or set of examples is another one
+// (the caller names it by a hash of all of these). A nil Journal keeps nothing.
+type Journal struct {
+	dir string
+	mu  sync.Mutex
+}
+
+// OpenJournal opens or begins the journal in a folder.
+func OpenJournal(dir string) (*Journal, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("compress: journal: %w", err)
+	}
+	return &Journal{dir: dir}, nil
+}
+
+// Do fills value, a pointer to something that encoding/gob can hold, with what the journal keeps under key, and reports
+// true; or calls f, which fills it, and keeps it. A piece that cannot be read, as after a full disk, is computed again.
+func (j *Journal) Do(key string, value any, f func() error) (restored bool, err error) {
+	if j == nil {
+		return false, f()
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	path := j.path(key)
+	switch err := readPiece(path, value); {
+	case err == nil:
+		return true, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		if err := os.Remove(path); err != nil {
+			return false, fmt.Errorf("compress: journal: %w", err)
+		}
+	}
+	if err := f(); err != nil {
+		return false, err
+	}
+	return false, atomicfile.Write(path, func(w io.Writer) error { return gob.NewEncoder(w).Encode(value) })
+}
+
+func (j *Journal) path(key string) string {
+	h := sha256.Sum256([]byte(key))
+	return filepath.Join(j.dir, hex.EncodeToString(h[:12])+".gob")
+}
+
+func readPiece(path string, value any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return gob.NewDecoder(f).Decode(value)
+}
+
+// Len is the number of pieces kept.
+func (j *Journal) Len() int {
+	if j == nil {
+		return 0
+	}
+	found, err := filepath.Glob(filepath.Join(j.dir, "*.gob"))
+	if err != nil {
+		return 0
+	}
+	return len(found)
+}
+
+// Remove deletes the journal with all it keeps: the run is complete.
+func (j *Journal) Remove() error {
+	if j == nil {
+		return nil
+	}
+	return os.RemoveAll(j.dir)
+}

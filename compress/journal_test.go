@@ -1,0 +1,66 @@
+package compress
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+type piece struct {
+	Weight []float32
+	Bits   int
+}
+
+func TestJournalRestoresFinishedPieces(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	calls := 0
+	do := func(key string, fail error) (piece, bool, error) {
+		j, err := OpenJournal(dir) // as a new process would
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p piece
+		restored, err := j.Do(key, &p, func() error {
+			calls++
+			p = piece{[]float32{1, 2, float32(calls)}, 4}
+			return fail
+		})
+		return p, restored, err
+	}
+	stop := errors.New("stopped")
+	if _, _, err := do("a", stop); !errors.Is(err, stop) {
+		t.Fatalf("error %v", err)
+	}
+	first, restored, err := do("a", nil)
+	if err != nil || restored || calls != 2 {
+		t.Fatalf("a failed piece must not be kept: %v, restored %v, %d calls", err, restored, calls)
+	}
+	again, restored, err := do("a", nil)
+	if err != nil || !restored || calls != 2 || again.Weight[2] != first.Weight[2] {
+		t.Fatalf("not restored: %v %v %d %v", err, restored, calls, again)
+	}
+	if _, restored, _ := do("b", nil); restored {
+		t.Fatal("another key was restored")
+	}
+	j, _ := OpenJournal(dir)
+	if j.Len() != 2 {
+		t.Fatalf("%d pieces", j.Len())
+	}
+	if err := os.WriteFile(j.path("a"), []byte("half a fi"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, restored, err := do("a", nil); restored || err != nil {
+		t.Fatalf("a damaged piece must be computed again: %v %v", restored, err)
+	}
+	if err := j.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if j.Len() != 0 {
+		t.Fatal("not removed")
+	}
+	var none *Journal
+	if restored, err := none.Do("a", &piece{}, func() error { return nil }); restored || err != nil {
+		t.Fatal(restored, err)
+	}
+}
