@@ -270,12 +270,12 @@ func (d Conv) native(x, w *graph.Node) *graph.Node {
 		stride[i], dilation[i], pad[i] = d.stride(i), d.dilation(i), d.pad(i)
 		d.outSize(i, x.Shape().Dimensions[i+1])
 	}
+	if d.groups() > 1 {
+		return d.grouped(x, w)
+	}
 	cv := graph.Convolve(x, graph.TransposeAllAxes(w, append(perm, 0)...)).StridePerAxis(stride...).PaddingPerDim(pad)
 	if slices.Max(dilation) > 1 {
 		cv = cv.DilationPerAxis(dilation...)
-	}
-	if g := d.groups(); g > 1 {
-		cv = cv.ChannelGroupCount(g)
 	}
 	return cv.Done()
 }

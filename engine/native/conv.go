@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"math"
-	"reflect"
 	"slices"
 
 	"github.com/gomlx/compute"
@@ -406,58 +405,6 @@ func (s *convStep) run(x *executable, out []float32) {
 			q.gemm.Run(x.b.pool, x.space, a, b, out[q.out:], false)
 		}
 	}
-}
-
-// groupedConv recognises a concatenation of convolutions that differ only in where their operands begin, at a constant
-// distance: so GoMLX writes the gradients of grouped convolutions. It plans them as one.
-func (p *plan) groupedConv(c *call) *value {
-	parts := len(c.in)
-	if parts < 2 {
-		return nil
-	}
-	first := c.in[0].call
-	if first.op != compute.OpTypeConvGeneral {
-		return nil
-	}
-	a := first.attr.(convAttr)
-	if a.groups > 1 || a.batchGrp > 1 {
-		return nil
-	}
-	var x, w []view
-	for _, n := range c.in {
-		if n.call.op != compute.OpTypeConvGeneral || n.call != first && !reflect.DeepEqual(n.call.attr, first.attr) {
-			return nil
-		}
-		for i, list := range []*[]view{&x, &w} {
-			v := p.values[n.call.in[i]]
-			if v == nil || v.isForeign() {
-				return nil
-			}
-			*list = append(*list, v.view)
-		}
-	}
-	xStep, ok1 := evenly(x)
-	wStep, ok2 := evenly(w)
-	if !ok1 || !ok2 {
-		return nil
-	}
-	dims := c.in[0].shape.Dimensions
-	q := newConvolution(x[0], w[0], a, dims)
-	q.x.dims[0], q.x.str[0] = parts, xStep
-	q.w.dims[0], q.w.str[0] = parts, wStep
-	role := slices.Index(slices.Concat([]int{a.axes.OutputBatch}, a.axes.OutputSpatial, []int{a.axes.OutputChannels}), c.attr.(int))
-	return p.viewOf(p.roles(p.convolve(q), a, role, c.out[0].shape.Dimensions))
-}
-
-// evenly says whether views are alike but for their offsets, which grow by a constant.
-func evenly(v []view) (step int, ok bool) {
-	step = v[1].off - v[0].off
-	for i := range v {
-		if v[i].base != v[0].base || v[i].off != v[0].off+i*step || !slices.Equal(v[i].dims, v[0].dims) || !slices.Equal(v[i].str, v[0].str) {
-			return 0, false
-		}
-	}
-	return step, true
 }
 
 // byStride sorts axes of a view, the widest stride first and repeated ones before those, and a list beside them alike.

@@ -227,6 +227,39 @@ func (c *cursor) next() {
 	}
 }
 
+// rowSet are rows that begin at constant distances along the two innermost axes: outer times inner of them.
+type rowSet struct {
+	outer, inner         int
+	outerStep, innerStep int
+}
+
+func (t rowSet) rows() int { return t.outer * t.inner }
+
+// ahead is what follows, most rows at most.
+func (c *cursor) ahead(most int) rowSet {
+	k := len(c.str) - 1
+	if k < 0 {
+		return rowSet{1, 1, 0, 0}
+	}
+	if k > 0 && c.i[k] == 0 && most >= c.dims[k] {
+		return rowSet{min(most/c.dims[k], c.dims[k-1]-c.i[k-1]), c.dims[k], c.str[k-1], c.str[k]}
+	}
+	return rowSet{1, min(most, c.dims[k]-c.i[k]), 0, c.str[k]}
+}
+
+// skip goes behind what ahead returned.
+func (c *cursor) skip(t rowSet) {
+	if k := len(c.str) - 1; k >= 0 {
+		c.i[k] += t.inner - 1
+		c.off += (t.inner - 1) * t.innerStep
+		if t.outer > 1 {
+			c.i[k-1] += t.outer - 1
+			c.off += (t.outer - 1) * t.outerStep
+		}
+	}
+	c.next()
+}
+
 // load reads a strided operand into d.
 func (p *program) load(d []float32, o *operand, r0, r1, c0, w int) {
 	src := o.base.buf
@@ -236,22 +269,63 @@ func (p *program) load(d []float32, o *operand, r0, r1, c0, w int) {
 	}
 	var c cursor
 	c.seek(p.dims, o.str, r0)
-	for range r1 - r0 {
-		row := d[:w]
-		d = d[w:]
+	for r := r0; r < r1; {
+		t := c.ahead(r1 - r)
 		from := o.off + c.off + c0*o.last
-		switch o.last {
-		case 0:
-			fill(row, src[from])
-		case 1:
-			copy(row, src[from:from+w])
-		default:
-			for i := range row {
-				row[i] = src[from]
-				from += o.last
+		if o.last == 1 {
+			copyRows(d[:t.rows()*w], src, from, w, t)
+			d = d[t.rows()*w:]
+		} else {
+			for range t.outer {
+				at := from
+				for range t.inner {
+					if o.last == 0 {
+						fill(d[:w], src[at])
+					} else {
+						spread(d[:w], src, at, o.last)
+					}
+					d = d[w:]
+					at += t.innerStep
+				}
+				from += t.outerStep
 			}
 		}
-		c.next()
+		r += t.rows()
+		c.skip(t)
+	}
+}
+
+// spread reads every step-th element.
+func spread(dst, src []float32, from, step int) {
+	for i := range dst {
+		dst[i] = src[from]
+		from += step
+	}
+}
+
+// copyRows copies rows of w elements, the first at from in src, one after the other to dst. Short rows, as of a few
+// channels, are moved without calls.
+func copyRows(dst, src []float32, from, w int, t rowSet) {
+	if t.innerStep == w && (t.outer == 1 || t.outerStep == t.inner*w) {
+		copy(dst, src[from:from+len(dst)])
+		return
+	}
+	short := w%8 == 0 && w <= 64
+	for range t.outer {
+		at := from
+		for range t.inner {
+			row, to := src[at:at+w], dst[:w]
+			if short {
+				for j := 0; j+8 <= len(row) && j+8 <= len(to); j += 8 {
+					*(*[8]float32)(to[j:]) = *(*[8]float32)(row[j:])
+				}
+			} else {
+				copy(to, row)
+			}
+			dst = dst[w:]
+			at += t.innerStep
+		}
+		from += t.outerStep
 	}
 }
 
@@ -277,20 +351,38 @@ func (p *program) fold(s *loopSpace, f *folding, x []float32, r0, r1, c0, w int,
 		p.set.SumCols(out[c.off:c.off+w], x)
 		return
 	}
-	for range r1 - r0 {
-		row := x[:w]
-		x = x[w:]
-		at := c.off + c0*f.last
-		if f.last == 1 {
-			q := out[at : at+w]
-			f.join(q, q, row)
-		} else {
-			for _, v := range row {
-				out[at] = f.op.join(out[at], v)
-				at += f.last
+	for r := r0; r < r1; {
+		t := c.ahead(r1 - r)
+		from := c.off + c0*f.last
+		for range t.outer {
+			at := from
+			if f.last == 1 && t.innerStep == 0 && f.op == foldSum { // rows that fall on one
+				p.set.SumCols(out[at:at+w], x[:t.inner*w])
+				x = x[t.inner*w:]
+			} else {
+				for range t.inner {
+					f.put(out, at, x[:w])
+					x = x[w:]
+					at += t.innerStep
+				}
 			}
+			from += t.outerStep
 		}
-		c.next()
+		r += t.rows()
+		c.skip(t)
+	}
+}
+
+// put gathers a row into the result from an element on.
+func (f *folding) put(out []float32, at int, row []float32) {
+	if f.last == 1 {
+		q := out[at : at+len(row)]
+		f.join(q, q, row)
+		return
+	}
+	for _, v := range row {
+		out[at] = f.op.join(out[at], v)
+		at += f.last
 	}
 }
 

@@ -48,22 +48,6 @@ func (p *plan) lower(c *call) error {
 		p.values[out] = p.values[c.in[0]]
 		return nil
 	}
-	if p.later[c] {
-		return nil
-	}
-	if c.op == compute.OpTypeConcatenate && p.later[c.in[0].call] {
-		if v := p.groupedConv(c); v != nil {
-			v.src = out
-			p.values[out] = v
-			return nil
-		}
-		for _, n := range c.in {
-			delete(p.later, n.call)
-			if err := p.lower(n.call); err != nil {
-				return err
-			}
-		}
-	}
 	if vs := p.nothing(c); vs != nil {
 		for i, n := range c.out {
 			p.values[n] = vs[i]
@@ -183,6 +167,9 @@ func (p *plan) native1(c *call) *value {
 		if s, ok := constantScalar(in[1]); ok && op == kernel.Pow && s == 2 {
 			return p.elem(dims, apply{args: 1, unary: kernel.Square}, in[0])
 		}
+		if s, ok := constantScalar(in[1]); ok && op == kernel.Add && s == 0 && slices.Equal(in[0].view.dims, dims) {
+			return p.viewOf(in[0].view)
+		}
 		return p.elem(dims, apply{args: 2, binary: op}, in...)
 	}
 	if op, ok := foldOps[c.op]; ok {
@@ -195,6 +182,15 @@ func (p *plan) native1(c *call) *value {
 	switch c.op {
 	case compute.OpTypeWhere:
 		if in, ok := all(0); ok {
+			if s, ok := constantScalar(in[0]); ok { // the choice is known
+				chosen := in[1]
+				if s == 0 {
+					chosen = in[2]
+				}
+				if slices.Equal(chosen.view.dims, dims) {
+					return p.viewOf(chosen.view)
+				}
+			}
 			return p.elem(dims, apply{args: 3, sel: true}, in...)
 		}
 	case compute.OpTypeReshape:
@@ -222,9 +218,6 @@ func (p *plan) native1(c *call) *value {
 			return p.viewOf(in[0].view.reverse(c.attr.([]int)))
 		}
 	case compute.OpTypeConcatenate:
-		if v := p.groupedConv(c); v != nil {
-			return v
-		}
 		if in, ok := all(0); ok {
 			s := &concatStep{axis: c.attr.(int), dims: dims}
 			for _, v := range in {

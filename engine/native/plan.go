@@ -115,9 +115,8 @@ type plan struct {
 	reuse  map[*value]*value // outputs that may be written over a parameter
 	// constants are computed once, when the plan is made.
 	constants []*value
-	native    int            // values with a kernel
-	later     map[*call]bool // convolutions that their only reader may join
-	inner     []*executable  // plans of closures
+	native    int           // values with a kernel
+	inner     []*executable // plans of closures
 }
 
 func newPlan(b *Backend, f *Function, outside []*node) *plan {
@@ -169,7 +168,6 @@ func (p *plan) build() error {
 	for _, n := range p.f.out {
 		mark(n)
 	}
-	p.later = p.joinable(live)
 	for i, n := range p.params {
 		k := &value{kind: kindParam, dims: n.shape.Dimensions, src: n, given: true, param: i}
 		if n.shape.DType != dtypes.Float32 {
@@ -214,32 +212,6 @@ func (p *plan) build() error {
 	p.schedule()
 	p.allocate()
 	return nil
-}
-
-// joinable returns the convolutions that nothing but a concatenation of convolutions reads. Gradients of grouped
-// convolutions are such, one for each group; they are planned as one (groupedConv), and each alone only if that fails.
-func (p *plan) joinable(live map[*call]bool) map[*call]bool {
-	uses := map[*node]int{}
-	for c := range live {
-		for _, n := range c.in {
-			uses[n]++
-		}
-	}
-	for _, n := range p.f.out {
-		uses[n]++
-	}
-	alone := func(n *node) bool {
-		return n.fn == p.f && n.call.op == compute.OpTypeConvGeneral && f32(n) && uses[n] == 1
-	}
-	later := map[*call]bool{}
-	for c := range live {
-		if c.op == compute.OpTypeConcatenate && len(c.in) > 1 && !slices.ContainsFunc(c.in, func(n *node) bool { return !alone(n) }) {
-			for _, n := range c.in {
-				later[n.call] = true
-			}
-		}
-	}
-	return later
 }
 
 // sweep drops values that nothing reads.

@@ -71,6 +71,9 @@ type Row struct {
 	Error string  `json:"error,omitempty"` // why there are no figures
 }
 
+// Compile is what the first step takes more than the others, in milliseconds: its compilation.
+func (r *Row) Compile() float64 { return max(0, r.First-r.Wall) }
+
 // Compare runs all contestants on all networks, interleaved. When ctx ends it returns what is complete, with the error.
 // A contestant that fails on its first network ends the comparison; one that fails later loses that network.
 func Compare(ctx context.Context, all []Contestant, o Options) (*Result, error) {
