@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/lathe-ml/lathe/internal/atomicfile"
@@ -68,16 +69,36 @@ func readPiece(path string, value any) error {
 	return gob.NewDecoder(f).Decode(value)
 }
 
-// Len is the number of pieces kept.
-func (j *Journal) Len() int {
+// File is where in the journal something keeps itself that Do cannot hold, such as the checkpoint of a training under way;
+// "" in a nil Journal.
+func (j *Journal) File(key string) string {
+	if j == nil {
+		return ""
+	}
+	return strings.TrimSuffix(j.path(key), ".gob") + ".part"
+}
+
+// Sub is the journal of a part of the run, which keeps its keys apart from this one's; of a nil Journal it is nil. It goes
+// with the whole.
+func (j *Journal) Sub(name string) (*Journal, error) {
+	if j == nil {
+		return nil, nil
+	}
+	return OpenJournal(filepath.Join(j.dir, name))
+}
+
+// Len is the number of pieces kept, those of parts included.
+func (j *Journal) Len() (n int) {
 	if j == nil {
 		return 0
 	}
-	found, err := filepath.Glob(filepath.Join(j.dir, "*.gob"))
-	if err != nil {
-		return 0
-	}
-	return len(found)
+	_ = filepath.WalkDir(j.dir, func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && filepath.Ext(path) == ".gob" {
+			n++
+		}
+		return nil
+	})
+	return n
 }
 
 // Remove deletes the journal with all it keeps: the run is complete.

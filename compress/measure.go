@@ -30,13 +30,13 @@ func Compare(want, got []float32, width int) (Agreement, error) {
 		return Agreement{}, fmt.Errorf("compress: cannot compare outputs of %d and %d values in cases of %d", len(want), len(got), width)
 	}
 	a := Agreement{Cases: len(want) / width}
-	p, q := want, got
-	if probabilities(want, width) {
-		p, q = logs(want), logs(got)
-	}
 	var err [3]error
 	a.MSE, err[0] = metric.MSE(want, got)
-	a.KL, err[1] = metric.SoftmaxKL(p, q, width)
+	if probabilities(want, width) {
+		a.KL, err[1] = metric.KL(want, got, width)
+	} else {
+		a.KL, err[1] = metric.SoftmaxKL(want, got, width)
+	}
 	a.Top1, err[2] = metric.Agreement(want, got, width)
 	for i := 0; i < len(want); i += width {
 		c, err := metric.Cosine(want[i:i+width], got[i:i+width])
@@ -105,9 +105,24 @@ func ratio(d, w float64) float64 {
 	return d / w
 }
 
+// siteErrorBytes bounds what SiteErrors holds of one network's values at once.
+const siteErrorBytes = 64 << 20
+
 // SiteErrors returns ‖y_q − y‖²/‖y‖² of each named value, y in the float network and y_q in the compressed one, over all
-// cases.
+// cases. It takes smaller batches where the values of one would need much memory.
 func SiteErrors(ctx context.Context, b compute.Backend, float, compressed *nn.Network, x Examples, batch int, values []string) ([]float64, error) {
+	sh, err := float.Shapes(1)
+	if err != nil {
+		return nil, err
+	}
+	var row int64
+	for _, v := range values {
+		row += max(sh[v].ByteSize(), 0)
+	}
+	if batch <= 0 {
+		batch = DefaultBatch
+	}
+	batch = int(max(1, min(int64(batch), siteErrorBytes/max(row, 1))))
 	f, err := NewEvaluator(b, float, batch, values...)
 	if err != nil {
 		return nil, err
@@ -131,14 +146,7 @@ func SiteErrors(ctx context.Context, b compute.Backend, float, compressed *nn.Ne
 			return err
 		}
 		for i := range values {
-			w, _, err := rows(want[len(float.Outputs)+i], n)
-			if err != nil {
-				return err
-			}
-			g, _, err := rows(got[len(compressed.Outputs)+i], n)
-			if err != nil {
-				return err
-			}
+			w, g := batchValues(want[len(float.Outputs)+i], n, f.batch), batchValues(got[len(compressed.Outputs)+i], n, f.batch)
 			if len(w) != len(g) {
 				return fmt.Errorf("compress: %q has %d values in one network and %d in the other", values[i], len(w), len(g))
 			}
@@ -157,6 +165,16 @@ func SiteErrors(ctx context.Context, b compute.Backend, float, compressed *nn.Ne
 		diff[i] = ratio(diff[i], size[i])
 	}
 	return diff, nil
+}
+
+// batchValues are the values of the first n cases of a batch. Where axis 0 does not count the cases, as in networks that
+// put the tokens first, they are all values: cases that fill the batch up count there, too.
+func batchValues(t *tensors.Tensor, n, batch int) []float32 {
+	v := nn.Floats(t)
+	if s := t.Shape(); s.Rank() > 0 && s.Dimensions[0] == batch {
+		return v[:len(v)/batch*n]
+	}
+	return v
 }
 
 // Stored is a weight form that knows its size in bytes, scales and tables included.

@@ -25,8 +25,8 @@ type Options struct {
 
 // Bits are the bits of a site's weight and of the activation that it reads, 32 for float.
 type Bits struct {
-	Weight int `json:"weight" yaml:"weight"`
-	Act    int `json:"activation" yaml:"activation"`
+	Weight int `json:"weight" yaml:"weight,omitempty"`
+	Act    int `json:"activation" yaml:"activation,omitempty"`
 }
 
 // Step is a finished site of a running compression.

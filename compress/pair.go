@@ -24,36 +24,50 @@ type Pair struct {
 // from the compressed one). visit may change net from the site on, as in Walk; ref is left alone. Nodes in front of a
 // site that visit has inserted are not visited.
 func WalkPairs(ctx context.Context, b compute.Backend, ref, net *nn.Network, x Examples, visit func(p Pair) error) error {
+	return WalkBeside(ctx, b, ref, net, x, func(n *nn.Node, _ func(string) *tensors.Tensor, pair func() (Pair, error)) error {
+		if _, ok := n.Op.(nn.Linear); !ok {
+			return nil
+		}
+		p, err := pair()
+		if err != nil {
+			return err
+		}
+		return visit(p)
+	})
+}
+
+// WalkBeside is Walk on net, a copy of ref, for methods that treat other nodes than sites too: at a site, pair gives what
+// flows into and out of it in both networks. The float network runs no further than the last site for which it was asked.
+func WalkBeside(ctx context.Context, b compute.Backend, ref, net *nn.Network, x Examples, visit func(n *nn.Node, value func(string) *tensors.Tensor, pair func() (Pair, error)) error) error {
 	if err := x.Check(ref); err != nil {
 		return err
 	}
 	float := newWalker(b, ref, x)
 	number := 0
 	return Walk(ctx, b, net, x, func(n *nn.Node, value func(string) *tensors.Tensor) error {
-		if _, ok := n.Op.(nn.Linear); !ok {
-			return nil
-		}
-		target := ref.Node(n.Name)
-		if target == nil {
-			return fmt.Errorf("the float network has no such node; compress a copy of it")
-		}
-		p := Pair{Site: n, Float: target, Xq: value(n.In[0]), Number: number}
-		for !float.done[target] {
-			if err := ctx.Err(); err != nil {
-				return err
+		return visit(n, value, func() (Pair, error) {
+			target := ref.Node(n.Name)
+			if target == nil {
+				return Pair{}, fmt.Errorf("the float network has no such node; compress a copy of it")
 			}
-			next := float.next()
-			if next == target {
-				p.X = float.values[target.In[0]]
+			p := Pair{Site: n, Float: target, Xq: value(n.In[0]), Number: number}
+			for !float.done[target] {
+				if err := ctx.Err(); err != nil {
+					return p, err
+				}
+				next := float.next()
+				if next == target {
+					p.X = float.values[target.In[0]]
+				}
+				if err := float.step(next); err != nil {
+					return p, err
+				}
 			}
-			if err := float.step(next); err != nil {
-				return err
+			if p.Y = float.last; p.X == nil || p.Y == nil {
+				return p, fmt.Errorf("it runs in another order than in the float network")
 			}
-		}
-		if p.Y = float.last; p.X == nil || p.Y == nil {
-			return fmt.Errorf("it runs in another order than in the float network")
-		}
-		number++
-		return visit(p)
+			number++
+			return p, nil
+		})
 	})
 }

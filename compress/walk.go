@@ -94,6 +94,21 @@ func (w *walker) step(n *nn.Node) error {
 	return nil
 }
 
+// RunNode evaluates one node of a network on given values and returns its first output: what visit, in Walk, may want to
+// know before the walk comes to it.
+func RunNode(b compute.Backend, net *nn.Network, n *nn.Node, value func(name string) *tensors.Tensor) (*tensors.Tensor, error) {
+	values := map[string]*tensors.Tensor{}
+	for _, v := range n.In {
+		if t := value(v); t != nil {
+			values[v] = t
+		}
+	}
+	if err := runNode(b, net, n, values); err != nil {
+		return nil, err
+	}
+	return values[n.Out[0]], nil
+}
+
 // runNode evaluates one node as a network of its own.
 func runNode(b compute.Backend, net *nn.Network, n *nn.Node, values map[string]*tensors.Tensor) error {
 	one := &nn.Network{Nodes: []*nn.Node{n}, Outputs: n.Out}

@@ -166,3 +166,9 @@ func (s *sharedValues) get(key string, f func() (any, error)) (any, error) {
 }
 
 func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
+
+// NewTrial is a trial outside of an experiment, for the reference networks of experiments: seed 0, networks kept in a
+// folder. What it records is lost.
+func NewTrial(ctx context.Context, b compute.Backend, scale Scale, networks string) *Trial {
+	return &Trial{Scale: scale, Backend: b, shared: &sharedValues{}, networks: networks, observe: func(Event) {}, ctx: ctx}
+}

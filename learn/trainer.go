@@ -63,6 +63,10 @@ type Options struct {
 	Factors func(p *nn.Param) Factors // nil: DefaultFactors
 	// Masks are 0/1 tensors by parameter name, shaped like the parameter: where 0, it never changes.
 	Masks map[string]*tensors.Tensor
+	// Moves is asked at every step which elements of a trained parameter may move: 1 or 0 for each, a node of w's shape
+	// and type, or nil for all. Where it is 0, the gradient counts as 0 and the element keeps its value bit for bit, against
+	// momentum and decay too. Unlike Masks, it may follow the values. nil: all move.
+	Moves func(param string, w *graph.Node) *graph.Node
 
 	Probe Probe // takes further figures out of every step's graph; nil: none
 
@@ -280,6 +284,21 @@ func (t *Trainer) update(w, grads, slots, ema, state []*graph.Node, masks map[st
 		dtype = dtypes.Float32
 	}
 	grads = slices.Clone(grads)
+	if t.o.Moves != nil {
+		masks = maps.Clone(masks)
+		for i, name := range t.train {
+			m := t.o.Moves(name, w[i])
+			if m == nil {
+				continue
+			}
+			m = graph.StopGradient(m)
+			grads[i] = graph.Where(graph.GreaterThan(m, graph.ZerosLike(m)), grads[i], graph.ZerosLike(grads[i]))
+			if fixed := masks[name]; fixed != nil {
+				m = graph.Mul(m, graph.ConvertDType(fixed, m.DType()))
+			}
+			masks[name] = m
+		}
+	}
 	square := func() (sum *graph.Node) {
 		for _, gr := range grads {
 			if s := graph.ConvertDType(graph.ReduceAllSum(graph.Mul(gr, gr)), dtype); sum == nil {

@@ -169,3 +169,41 @@ func TestAdamWMatchesHandValue(t *testing.T) {
 		t.Errorf("w = %g, want 0.85", got)
 	}
 }
+
+func TestMovesFollowTheValues(t *testing.T) {
+	n := vit(t, 0)
+	x, y := images(4)
+	w := n.Params.Get("head.w")
+	mask := make([]float32, w.Value.Shape().Size())
+	for i := range mask {
+		mask[i] = float32(min(i%3, 1))
+	}
+	tr, err := learn.NewTrainer(enginetest.Backend(), &n.Params, learn.Classifier(n), learn.Options{
+		Optimizer: optim.AdamW{Decay: .5}, LR: .05,
+		Masks: map[string]*tensors.Tensor{"head.w": tensors.FromFlatDataAndDimensions(mask, w.Value.Shape().Dimensions...)},
+		Moves: func(param string, w *graph.Node) *graph.Node { // what is positive
+			if param != "head.w" {
+				return nil
+			}
+			return graph.ConvertDType(graph.GreaterThan(w, graph.ZerosLike(w)), w.DType())
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fc := n.Params.Get("blk.0.fc1.w").Data()
+	for step := range 4 { // signs change on the way
+		before := n.Params.Get("head.w").Data()
+		if _, err := tr.Step(x, y); err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range n.Params.Get("head.w").Data() {
+			if may := before[i] > 0 && mask[i] > 0; (v != before[i]) != may {
+				t.Fatalf("step %d: head.w[%d], which was %g (mask %g), is %g", step, i, before[i], mask[i], v)
+			}
+		}
+	}
+	if after := n.Params.Get("blk.0.fc1.w").Data(); after[0] == fc[0] {
+		t.Error("a parameter of which all may move has stood still")
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/lathe-ml/lathe/internal/metric"
+	"github.com/lathe-ml/lathe/internal/stat"
 )
 
 // Diagnosis says whether one temperature can be enough: what the confusions of a network tell about overlapping classes.
@@ -125,7 +126,7 @@ func Diagnose[F metric.Float](logits []F, classes int, labels []int, temperature
 			}
 			return sum / float64(d.Cases)
 		}
-		lambda := goldenSection(mean, 0, 1, 30) // the mean is convex in λ
+		lambda := stat.GoldenSection(mean, 0, 1, 30) // the mean is convex in λ
 		if m := mean(lambda); m < best {
 			best, losses = m, losses[:0]
 			for i := range usual {
@@ -147,25 +148,6 @@ func Diagnose[F metric.Float](logits []F, classes int, labels []int, temperature
 		d.Biased = !d.Overlap
 	}
 	return d, nil
-}
-
-// goldenSection narrows the minimum of a unimodal function on [a, b] by 0.618 per step.
-func goldenSection(f func(float64) float64, a, b float64, steps int) float64 {
-	const g = 0.6180339887498949
-	x, y := b-g*(b-a), a+g*(b-a)
-	fx, fy := f(x), f(y)
-	for range steps {
-		if fx <= fy {
-			b, y, fy = y, x, fx
-			x = b - g*(b-a)
-			fx = f(x)
-		} else {
-			a, x, fx = x, y, fy
-			y = a + g*(b-a)
-			fy = f(y)
-		}
-	}
-	return (a + b) / 2
 }
 
 // Advice says in plain words what the diagnosis means for someone who wants calibrated probabilities.

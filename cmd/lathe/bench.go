@@ -21,12 +21,13 @@ import (
 func newBenchCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure this machine and what a training step costs on it",
-		Long:  `Measure what this processor can do and what training steps of a fixed set of networks cost on the backends.`,
-		Args:  noArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Short: "Measure this machine, training steps, and quantisers on real networks",
+		Long: `Measure what this processor can do, what training steps of a fixed set of networks cost on the backends, and what the
+quantisers make of real networks.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newBenchTrainCommand(a), newBenchStepCommand(a), newBenchMachineCommand(a))
+	cmd.AddCommand(newBenchTrainCommand(a), newBenchCompressCommand(a), newBenchStepCommand(a), newBenchMachineCommand(a))
 	return cmd
 }
 

@@ -242,8 +242,10 @@ func (p preprocessing) apply(img image.Image, dst []float32) error {
 type cases struct {
 	source string
 	n      int
-	files  []string // of pictures, relative to source; nil for arrays
+	files  []string // of pictures, relative to source; nil for others
 	load   func(idx []int) (compress.Examples, error)
+
+	classes []int // of a data set that comes with them; nil: --labels may give some
 }
 
 // openCases opens a folder of pictures, an .npy file, or several separated by commas for a network of several inputs.
@@ -265,7 +267,7 @@ func openCases(path string, net *nn.Network, p preprocessing) (*cases, error) {
 			if _, err := os.Stat(f); err != nil {
 				return nil, err
 			}
-			return nil, fmt.Errorf("%s: want a folder of pictures or an .npy file", f)
+			return nil, fmt.Errorf("%s: want a folder of pictures, an .npy file, or texts as .txt", f)
 		}
 		a, err := data.ReadNPYFile(f)
 		if err != nil {

@@ -1,14 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -16,8 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lathe-ml/lathe/compress"
-	"github.com/lathe-ml/lathe/compress/quant"
 	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/internal/atomicfile"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/nn"
@@ -26,73 +25,64 @@ import (
 type compressFlags struct {
 	method, granularity, softmax string
 	bits, abits                  int
-	calib, eval, labels          string
-	calibCases                   int
-	preprocess                   string
-	shapes                       []string
-	report, output               string
-	opset, batch                 int
-	seed                         uint64
-	saveInputs, saveOutputs      string
-}
+	include, exclude, set        []string
+	recipe                       string
 
-// compressors is the table of the methods that compress offers.
-var compressors = []struct {
-	name  string
-	about string
-	cases int // calibration cases when --calib-cases does not say
-	make  func(f compressFlags, progress func(done, total int)) (compress.Method, error)
-}{
-	{
-		"repq-vit", "RepQ-ViT (arXiv:2212.08254), for pre-norm transformers, also at 4 bits", 32,
-		func(f compressFlags, progress func(done, total int)) (compress.Method, error) {
-			if f.granularity != "" && f.granularity != "channel" {
-				return nil, usageErrorf("--granularity %s: repq-vit stores weights per channel; --method minmax offers tensor", f.granularity)
-			}
-			q := quant.RepQViT{WeightBits: f.bits, ActBits: f.abits, Softmax: quant.SoftmaxGrid(f.softmax), Progress: progress}
-			if !slices.Contains(softmaxGrids, f.softmax) {
-				return nil, usageErrorf("--softmax %s; accepted: %s", f.softmax, strings.Join(softmaxGrids, ", "))
-			}
-			return q, nil
-		},
-	},
-	{
-		"minmax", "plain min-max rounding, for any feed-forward network; usually enough at 8 bits", 256,
-		func(f compressFlags, _ func(done, total int)) (compress.Method, error) {
-			switch f.granularity {
-			case "", "channel", "tensor":
-			default:
-				return nil, usageErrorf("--granularity %s; accepted: channel, tensor", f.granularity)
-			}
-			return quant.MinMaxPTQ{WeightBits: f.bits, ActBits: f.abits, PerTensor: f.granularity == "tensor", Batch: f.batch}, nil
-		},
-	},
-}
+	calib, eval, labels, data string
+	calibCases, evalCases     int
+	preprocess                string
+	shapes                    []string
+	tokens                    int
 
-var softmaxGrids = []string{string(quant.SoftmaxLogSqrt2), string(quant.SoftmaxLog2), string(quant.SoftmaxUniform)}
+	size, latency        string
+	maxDrop, accuracy    float64
+	points               int
+	report, output       string
+	opset, batch         int
+	seed                 uint64
+	blame                string
+	dryRun, verbose      bool
+	maxMemory            string
+	saveInputs, saveOuts string
+}
 
 func newCompressCommand(a *app) *cobra.Command {
 	var f compressFlags
-	var names []string
-	about := ""
-	for _, c := range compressors {
-		names = append(names, c.name)
-		about += fmt.Sprintf("  %-10s%s\n", c.name, c.about)
-	}
 	cmd := &cobra.Command{
-		Use:   "compress MODEL --method NAME --bits N --calib DIR|FILE.npy -o OUT.onnx|OUT.safetensors",
+		Use:   "compress MODEL --method NAME --bits N --calib DIR|FILE -o OUT.onnx|OUT.safetensors",
 		Short: "Make a trained network smaller: weights and activations of few bits",
-		Long: `Quantise a trained network (ONNX, or safetensors that lathe wrote) from some unlabelled examples. Write it as ONNX
-with QuantizeLinear and DequantizeLinear, which ONNX Runtime and others load, or as safetensors, which "lathe eval"
-and Go programs read back; with it comes a report: size, bits and error of every layer, agreement with the
-original, accuracy when labels are given.
+		Long: `Quantise a trained network from some unlabelled examples: ONNX, safetensors that lathe wrote, or the folder of a published
+BERT encoder or EfficientNet-Lite0. Write it as ONNX with QuantizeLinear and DequantizeLinear, which ONNX Runtime and
+others load, or as safetensors, which "lathe eval" and Go programs read back. With it come a report (size, bits and error
+of every site, agreement with the original and accuracy with their 95 % intervals, the sites that hurt most) and the
+recipe that was used, which gives the same file again.
+
+Three ways to say what is wanted:
+
+  --method NAME --bits N     one method; --include and --exclude choose its sites, --set key=value its settings
+  --recipe FILE.yaml         several methods in one pass, each on its sites
+  --size 25% --max-drop 0.5  a budget: methods and bits of each site are searched, the frontier is printed, and the
+                             point that meets the budget is written
 
 Methods:
-` + about + `
-The examples are a folder of pictures, or an .npy file of inputs as the network takes them (for several inputs one
-file each, separated by commas). Pictures are read as ImageNet classifiers read them, unless --preprocess or the
-model's own metadata ("preprocess") say otherwise. With --eval the networks are compared on other examples than
-those of the calibration; --labels is a CSV of file,label (for .npy: number of the case,label) or an .npy of classes.
+` + aboutCompressors() + `
+Sites are the layers with weights; "lathe inspect MODEL" lists them. A pattern of --include or --exclude is a site's name
+or a regular expression that is found in it. What is left out stays in float.
+
+The examples are a folder of pictures, an .npy file of inputs as the network takes them (for several inputs one file
+each, separated by commas), or a .txt file of one text a line for an encoder with a tokenizer.json. Pictures are read as
+ImageNet classifiers read them, unless --preprocess or the model's own metadata ("preprocess") say otherwise. With --eval
+the networks are compared on other examples than those of the calibration; --labels is a CSV of file,label (for .npy:
+number of the case,label) or an .npy of classes. --data takes both from a data set that lathe knows.
+
+A run that is stopped goes on where it was: the same command finds the finished sites in the cache and computes nothing
+twice. --dry-run prints size, memory and time of a run, as estimates, before any work.
+
+The search measures how much each site alone costs at each number of bits, finds the best allocations of bits for a
+ladder of sizes (exactly, taking the losses as additive), and runs the methods that serve the network on them.
+--size and --latency are upper limits, as shares of the original or, for --size, as bytes; --max-drop is in percentage
+points of accuracy when there are labels, else of agreement with the original (for outputs that are embeddings: of
+cosine times 100). Latency is a model, not a measurement: ` + compress.LatencyModel + `.
 
 ` + preprocessHelp + `
 
@@ -100,11 +90,14 @@ ONNX Runtime by default fuses the quantised operators into integer kernels of it
 VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 		Example: `  lathe compress vit.onnx --method repq-vit --bits 4 --calib images/ -o vit4.onnx
   lathe compress vit.onnx --method repq-vit --bits 6 --calib calib.npy --eval test.npy --labels labels.npy -o vit6.onnx
-  lathe compress vit.safetensors --method minmax --bits 8 --calib images/ -o vit8.safetensors
-  lathe compress pages.onnx --method minmax --bits 8 --calib scans/ --preprocess "resize=256" --labels labels.csv -o pages8.onnx`,
+  lathe compress vit.safetensors --method minmax --bits 8 --calib images/ --exclude head -o vit8.safetensors
+  lathe compress pages.onnx --method minmax --bits 8 --calib scans/ --preprocess "resize=256" --labels labels.csv -o pages8.onnx
+  lathe compress vit.onnx --method minmax --bits 4 --abits 32 --calib images/ --dry-run
+  lathe compress vit.onnx --recipe vit4.recipe.yaml --calib images/ -o again.onnx
+  lathe compress vit.onnx --size 25% --max-drop 0.5 --calib images/ --labels labels.csv -o small.onnx`,
 		Args: exactArgs("a model"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newCompression(a, args[0], f)
+			c, err := newCompression(a, args[0], f, func(name string) bool { return cmd.Flags().Changed(name) })
 			if err != nil {
 				return err
 			}
@@ -112,27 +105,46 @@ VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 		},
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.method, "method", "", "how: "+strings.Join(names, " or "))
-	fl.IntVar(&f.bits, "bits", 8, "bits of a weight, 2 to 8")
-	fl.IntVar(&f.abits, "abits", 0, "bits of an activation, 2 to 8 (default: as --bits)")
-	fl.StringVar(&f.granularity, "granularity", "", "weight scales of minmax: one per channel or one per tensor (default: channel)")
-	fl.StringVar(&f.softmax, "softmax", softmaxGrids[0], "grid of repq-vit for attention probabilities: "+strings.Join(softmaxGrids, ", "))
-	fl.StringVar(&f.calib, "calib", "", "examples to calibrate on: a folder of pictures, or .npy")
-	fl.IntVar(&f.calibCases, "calib-cases", 0, "how many of them, drawn by --seed; -1: all (default: 32 for repq-vit, 256 for minmax)")
+	fl.StringVar(&f.method, "method", "", "how: "+strings.Join(compressorNames(), ", ")+"; in a search: which of them, separated by commas")
+	fl.IntVar(&f.bits, "bits", 8, "bits of a weight, usually 2 to 8")
+	fl.IntVar(&f.abits, "abits", 0, "bits of an activation, 2 to 8, or 32 for float (default: as --bits; in a search 8)")
+	fl.StringArrayVar(&f.include, "include", nil, "only sites of this name, or that match this regular expression; may be repeated")
+	fl.StringArrayVar(&f.exclude, "exclude", nil, "leave such sites in float; may be repeated")
+	fl.StringArrayVar(&f.set, "set", nil, "a setting of the method, key=value, see above; may be repeated")
+	fl.StringVar(&f.recipe, "recipe", "", "YAML file that says method, bits and sites, instead of the flags above")
+	fl.StringVar(&f.granularity, "granularity", "", "the same as --set granularity=")
+	fl.StringVar(&f.softmax, "softmax", "", "the same as --set softmax=")
+
+	fl.StringVar(&f.calib, "calib", "", "examples to calibrate on: a folder of pictures, .npy, or .txt")
+	fl.IntVar(&f.calibCases, "calib-cases", 0, "how many of them, drawn by --seed; -1: all (default: what the method wants, 32 to 256)")
 	fl.StringVar(&f.eval, "eval", "", "examples to judge on (default: those of --calib)")
+	fl.IntVar(&f.evalCases, "eval-cases", -1, "how many of them, drawn by --seed; -1: all")
 	fl.StringVar(&f.labels, "labels", "", "classes of the examples that are judged: CSV of file,label, or .npy")
+	fl.StringVar(&f.data, "data", "", "data set to calibrate on (training part) and to judge on (test part): "+strings.Join(labelledSets(), ", "))
 	fl.StringVar(&f.preprocess, "preprocess", "", "how pictures become inputs, see above")
 	fl.StringArrayVar(&f.shapes, "shape", nil, "shape of an input that the model leaves open, name=1,3,48,320; may be repeated")
+	fl.IntVar(&f.tokens, "tokens", 0, "length of a BERT encoder's inputs (default: 128)")
+	fl.Uint64Var(&f.seed, "seed", 0, "seed of all that is drawn")
+
+	fl.StringVar(&f.size, "size", "", "search: at most this size of the parameters, 25% or 1.5MB")
+	fl.StringVar(&f.latency, "latency", "", "search: at most this share of the original's time by the model above, such as 25%")
+	fl.Float64Var(&f.maxDrop, "max-drop", 0, "search: quality may fall by so many percentage points")
+	fl.Float64Var(&f.accuracy, "accuracy", 0, "search: quality must be at least this, in per cent")
+	fl.IntVar(&f.points, "points", 8, "search: allocations of bits that every method is run on")
+
+	fl.BoolVar(&f.dryRun, "dry-run", false, "print size, memory and time as estimates, and write nothing")
+	fl.StringVar(&f.maxMemory, "max-memory", "", "most memory of a run, such as 2GB: smaller batches are taken, or the run is refused before it starts")
 	fl.IntVar(&f.batch, "batch", 0, "cases per pass (default: 64, or less where inputs are large)")
-	fl.Uint64Var(&f.seed, "seed", 0, "seed of the draw of calibration cases")
+	fl.StringVar(&f.blame, "blame", "auto", "what each site alone costs the output: on, off, or auto, which is on when it takes seconds")
 	fl.IntVar(&f.opset, "opset", 0, "operator set of the file, 17 to 21 (default: 21 up to 4 bits, for 4-bit containers; else 17)")
 	fl.StringVar(&f.report, "report", "", `HTML report to write (default: beside the output, ending in .report.html; "none": no report)`)
 	fl.StringVarP(&f.output, "output", "o", "", "file to write: .onnx, or .safetensors, which lathe reads back (a byte per weight)")
-	fl.StringVar(&f.saveInputs, "save-inputs", "", "write the judged inputs to this .npy file, to check the output elsewhere")
-	fl.StringVar(&f.saveOutputs, "save-outputs", "", "write the compressed network's outputs on them to this .npy file")
-	_ = cmd.RegisterFlagCompletionFunc("method", oneOf(names...))
-	_ = cmd.RegisterFlagCompletionFunc("granularity", oneOf("channel", "tensor"))
-	_ = cmd.RegisterFlagCompletionFunc("softmax", oneOf(softmaxGrids...))
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "a line for each site, on a terminal too")
+	fl.StringVar(&f.saveInputs, "save-inputs", "", "write the judged inputs to this .npy file, to check the output elsewhere (further inputs: .1.npy, .2.npy, ...)")
+	fl.StringVar(&f.saveOuts, "save-outputs", "", "write the compressed network's outputs on them to this .npy file")
+	_ = cmd.RegisterFlagCompletionFunc("method", oneOf(compressorNames()...))
+	_ = cmd.RegisterFlagCompletionFunc("data", oneOf(labelledSets()...))
+	_ = cmd.RegisterFlagCompletionFunc("blame", oneOf("auto", "on", "off"))
 	return cmd
 }
 
@@ -140,62 +152,182 @@ VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 type compression struct {
 	*app
 	compressFlags
-	model      string
-	newMethod  func(f compressFlags, progress func(done, total int)) (compress.Method, error)
-	preprocess preprocessing
+	model  string
+	from   *compress.Recipe // what to do, from the flags or a file; nil: it is searched
+	target *searchTarget    // nil: no search
+	memory int64            // limit in bytes; 0: none
+
+	started time.Time
 }
 
-// newCompression checks the flags before anything is read.
-func newCompression(a *app, model string, f compressFlags) (*compression, error) {
-	c := &compression{app: a, compressFlags: f, model: model}
-	var names []string
-	for _, m := range compressors {
-		if names = append(names, m.name); m.name == f.method {
-			c.newMethod = m.make
-			if c.calibCases == 0 {
-				c.calibCases = m.cases
+// newCompression checks the flags before anything is read; given says which of them the command line has.
+func newCompression(a *app, model string, f compressFlags, given func(flag string) bool) (*compression, error) {
+	c := &compression{app: a, compressFlags: f, model: model, started: time.Now()}
+	searching := given("size") || given("latency") || given("max-drop") || given("accuracy")
+	switch {
+	case f.recipe != "":
+		for _, flag := range []string{"method", "bits", "abits", "include", "exclude", "set", "granularity", "softmax", "size", "latency", "max-drop", "accuracy"} {
+			if given(flag) {
+				return nil, usageErrorf("--recipe and --%s exclude each other; write it into the recipe", flag)
 			}
 		}
-	}
-	if c.abits == 0 {
-		c.abits = c.bits
+	case f.method == "" && !searching:
+		return nil, usageErrorf("name a method with --method: %s; or a --recipe, or a budget such as --size 25%%", strings.Join(compressorNames(), ", "))
 	}
 	switch {
-	case f.method == "":
-		return nil, usageErrorf("name a method with --method: %s", strings.Join(names, " or "))
-	case c.newMethod == nil:
-		return nil, usageErrorf("there is no method %q to compress with; accepted: %s", f.method, strings.Join(names, ", "))
-	case f.bits < 2 || f.bits > 8 || c.abits < 2 || c.abits > 8:
-		return nil, usageErrorf("--bits %d --abits %d; accepted: 2 to 8", f.bits, c.abits)
-	case f.calib == "":
-		return nil, usageErrorf("name examples with --calib: a folder of pictures or an .npy file")
-	case c.calibCases < -1:
-		return nil, usageErrorf("--calib-cases %d; give a positive number, or -1 for all", f.calibCases)
+	case f.calib != "" && f.data != "":
+		return nil, usageErrorf("give --calib or --data, not both")
+	case f.data != "" && !slices.Contains(labelledSets(), f.data):
+		return nil, chooseOne("data", f.data, labelledSets())
+	case f.labels != "" && f.data != "" && f.eval == "":
+		return nil, usageErrorf("--data %s has its own classes; leave --labels out", f.data)
+	case f.calibCases < -1 || f.evalCases < -1 || f.evalCases == 0:
+		return nil, usageErrorf("--calib-cases %d, --eval-cases %d; give a positive number, or -1 for all", f.calibCases, f.evalCases)
 	case f.batch < 0:
 		return nil, usageErrorf("--batch %d; it must be positive", f.batch)
-	case f.output == "":
+	case f.output == "" && !f.dryRun:
 		return nil, usageErrorf("name the file to write with -o")
-	case !isNetworkFile(f.output):
+	case f.output != "" && !isNetworkFile(f.output):
 		return nil, usageErrorf("-o %s; quantised networks are written as .onnx or .safetensors", f.output)
 	case f.opset != 0 && (f.opset < 17 || f.opset > 21):
 		return nil, usageErrorf("--opset %d; accepted: 17 to 21", f.opset)
-	case sameFile(f.output, model):
+	case f.output != "" && sameFile(f.output, model):
 		return nil, usageErrorf("-o %s would overwrite the model; name another file", f.output)
+	case !slices.Contains([]string{"auto", "on", "off"}, f.blame):
+		return nil, usageErrorf("--blame %s; accepted: auto, on, off", f.blame)
 	}
-	if c.report == "" {
+	if c.report == "" && f.output != "" {
 		c.report = strings.TrimSuffix(f.output, filepath.Ext(f.output)) + ".report.html"
 	}
-	if c.opset == 0 {
-		if c.opset = 17; f.bits <= 4 {
-			c.opset = 21
-		}
-	}
-	var err error
-	if c.preprocess, err = parsePreprocessing(f.preprocess); err != nil {
+	if _, err := parsePreprocessing(f.preprocess); err != nil {
 		return nil, err
 	}
-	_, err = c.newMethod(c.compressFlags, nil)
-	return c, err
+	var err error
+	if f.maxMemory != "" {
+		if c.memory, err = parseBytes(f.maxMemory); err != nil {
+			return nil, usageErrorf("--max-memory %s: %v", f.maxMemory, err)
+		}
+	}
+	if searching {
+		c.target, err = newSearchTarget(f, given)
+		if err == nil && len(c.target.needsExamples()) > 0 && f.calib == "" && f.data == "" {
+			err = usageErrorf("name examples with --calib: a folder of pictures, .npy, or .txt")
+		}
+		return c, err
+	}
+	if c.from, err = f.readRecipe(); err != nil {
+		return nil, err
+	}
+	if f.calib == "" && f.data == "" {
+		for _, s := range c.from.Steps {
+			if m, err := findCompressor(s.Method); err == nil && m.cases != 0 {
+				return nil, usageErrorf("name examples with --calib: a folder of pictures, .npy, or .txt; %s calibrates on them", s.Method)
+			}
+		}
+	}
+	return c, nil
+}
+
+// readRecipe makes the recipe of the flags, or reads the file, and settles what it leaves open.
+func (f compressFlags) readRecipe() (*compress.Recipe, error) {
+	var r *compress.Recipe
+	wrap := func(err error) error { // a key of the recipe is a flag here
+		key, rest, _ := strings.Cut(err.Error(), ": ")
+		set, isSet := strings.CutPrefix(key, "set.")
+		switch {
+		case isSet:
+			return usageErrorf("--set %s: %s", set, rest)
+		case slices.Contains([]string{"bits", "abits", "include", "exclude"}, key):
+			return usageErrorf("--%s %s", key, rest)
+		case key == "method":
+			return usageErrorf("%s", rest)
+		}
+		return usageErrorf("%v", err)
+	}
+	if f.recipe != "" {
+		b, err := readAtMost(f.recipe, compress.MaxRecipe)
+		if err != nil {
+			return nil, err
+		}
+		if r, err = compress.ParseRecipe(f.recipe, b); err != nil {
+			return nil, usageErrorf("%v", err)
+		}
+		wrap = func(err error) error { return usageErrorf("%s: %v", f.recipe, err) }
+	} else {
+		set, err := parseSet(f.set)
+		if err != nil {
+			return nil, err
+		}
+		for key, v := range map[string]string{"granularity": f.granularity, "softmax": f.softmax} {
+			if v == "" {
+				continue
+			}
+			if set == nil {
+				set = map[string]string{}
+			}
+			set[key] = v
+		}
+		r = &compress.Recipe{Seed: f.seed, Steps: []compress.Part{{Method: f.method, Bits: f.bits, ActBits: f.abits, Include: f.include, Exclude: f.exclude, Set: set}}}
+	}
+	// What the command line says wins.
+	r.Seed = cmp.Or(f.seed, r.Seed)
+	r.Cases = cmp.Or(f.calibCases, r.Cases)
+	r.Preprocess = cmp.Or(f.preprocess, r.Preprocess)
+	r.Opset = cmp.Or(f.opset, r.Opset)
+	if err := settleRecipe(r); err != nil {
+		return nil, wrap(err)
+	}
+	if _, err := parsePreprocessing(r.Preprocess); err != nil {
+		return nil, err
+	}
+	if r.Opset != 0 && (r.Opset < 17 || r.Opset > 21) {
+		return nil, usageErrorf("%s: opset: %d; accepted: 17 to 21", f.recipe, r.Opset)
+	}
+	return r, nil
+}
+
+// settleRecipe checks a recipe's steps and fills in what follows from the methods.
+func settleRecipe(r *compress.Recipe) error {
+	least := 32
+	for i := range r.Steps {
+		s := &r.Steps[i]
+		m, err := findCompressor(s.Method)
+		if err != nil {
+			return s.Errorf("method", "%v", err)
+		}
+		if err := m.settle(s); err != nil {
+			return err
+		}
+		least = min(least, s.Bits)
+		for _, b := range s.Sites {
+			if b.Weight > 0 {
+				least = min(least, b.Weight)
+			}
+		}
+		if r.Cases == 0 {
+			r.Cases = m.cases
+		}
+	}
+	if r.Opset == 0 {
+		if r.Opset = 17; least <= 4 {
+			r.Opset = 21
+		}
+	}
+	return nil
+}
+
+// readAtMost reads a file that may have so many bytes.
+func readAtMost(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("%s: more than %d bytes", path, most)
+	}
+	return b, err
 }
 
 func sameFile(a, b string) bool {
@@ -209,23 +341,30 @@ func sameFile(a, b string) bool {
 
 // compressResult is what lathe compress --json prints.
 type compressResult struct {
-	Model            string             `json:"model"`
-	Method           string             `json:"method"`
-	WeightBits       int                `json:"weight_bits"`
-	ActBits          int                `json:"activation_bits"`
-	Granularity      string             `json:"granularity"`
-	Output           string             `json:"output"`
-	Report           string             `json:"report,omitempty"`
-	Backend          string             `json:"backend"`
-	Calibration      string             `json:"calibration"`
-	CalibrationCases int                `json:"calibration_cases"`
-	Evaluation       string             `json:"evaluation"`
-	Size             compressSize       `json:"size"`
-	Agreement        compress.Agreement `json:"agreement"`
-	Accuracy         *compressAccuracy  `json:"accuracy,omitempty"`
-	Sites            []compress.Site    `json:"sites"`
-	Notes            []string           `json:"notes,omitempty"`
-	Seconds          float64            `json:"seconds"` // of the compression itself
+	Model            string               `json:"model"`
+	Method           string               `json:"method"`
+	WeightBits       int                  `json:"weight_bits"`
+	ActBits          int                  `json:"activation_bits"`
+	Granularity      string               `json:"granularity,omitempty"`
+	Output           string               `json:"output"`
+	Report           string               `json:"report,omitempty"`
+	RecipeFile       string               `json:"recipe_file"`
+	Recipe           *compress.Recipe     `json:"recipe"`
+	Backend          string               `json:"backend"`
+	Calibration      string               `json:"calibration"`
+	CalibrationCases int                  `json:"calibration_cases"`
+	Evaluation       string               `json:"evaluation"`
+	Size             compressSize         `json:"size"`
+	Agreement        compress.Agreement   `json:"agreement"`
+	Bars             compress.Bars        `json:"agreement_95"`
+	Embedding        bool                 `json:"embedding,omitempty"` // outputs are directions, not classes: the cosine counts
+	Accuracy         *compress.Accuracies `json:"accuracy,omitempty"`
+	Blame            []compress.Blame     `json:"blame,omitempty"`
+	BlameCases       int                  `json:"blame_cases,omitempty"`
+	Sites            []compress.Site      `json:"sites"`
+	Notes            []string             `json:"notes,omitempty"`
+	Search           *searchResult        `json:"search,omitempty"`
+	Seconds          float64              `json:"seconds"` // of the compression itself
 }
 
 // compressSize is in bytes.
@@ -236,109 +375,136 @@ type compressSize struct {
 	OutputFile      int64 `json:"output_file"`
 }
 
-// compressAccuracy is in [0, 1].
-type compressAccuracy struct {
-	Float      float64 `json:"float"`
-	Compressed float64 `json:"compressed"`
-	Cases      int     `json:"cases"`
+// material is what a compression works on.
+type material struct {
+	net      *nn.Network
+	backend  compute.Backend
+	calib    *cases
+	examples compress.Examples // drawn of calib; nil: the method needs none
+	judged   *cases
+	labels   []int // of the judged cases; nil: none
+	batch    int
+	key      string // hash of the model, the examples and what the results depend on beside the recipe
 }
 
 func (c *compression) run(ctx context.Context) error {
-	net, err := c.readModel()
+	m, err := c.prepare(ctx)
 	if err != nil {
 		return err
 	}
-	if spec := net.Meta[preprocessKey]; spec != "" && c.compressFlags.preprocess == "" {
-		if c.preprocess, err = parsePreprocessing(spec); err != nil {
-			return fmt.Errorf("%s: metadata %q: %w", c.model, preprocessKey, errors.New(err.Error()))
-		}
+	if c.target != nil && !c.dryRun {
+		return c.search(ctx, m)
 	}
-	calib, err := openCases(c.calib, net, c.preprocess)
-	if err != nil {
-		return err
-	}
-	judged := calib
-	if c.eval != "" {
-		if judged, err = openCases(c.eval, net, c.preprocess); err != nil {
+	plans := []*compress.Recipe{c.from}
+	if c.target != nil {
+		if plans, err = c.target.recipes(c.compressFlags, m.net); err != nil {
 			return err
 		}
 	}
-	var labels []int
-	if c.labels != "" {
-		if labels, err = judged.labels(c.labels); err != nil {
-			return err
-		}
-	}
-	b, err := c.backend()
-	if err != nil {
-		return err
-	}
-	c.batch = c.chooseBatch(net)
-
-	idx := drawCases(calib.n, c.calibCases, c.seed)
-	examples, err := calib.load(idx)
-	if err != nil {
-		return err
-	}
-	start := time.Now()
-	bar := c.progress("quantising")
-	method, err := c.newMethod(c.compressFlags, bar.Set)
-	if err != nil {
-		bar.Close()
-		return err
-	}
-	res, err := method.Compress(ctx, b, net, examples)
-	bar.Close()
-	if err != nil {
-		return fmt.Errorf("%s: %w", c.model, err)
-	}
-	r := &compressResult{
-		Model: c.model, Method: c.method, WeightBits: c.bits, ActBits: c.abits, Granularity: c.granularity, Output: c.output,
-		Backend: b.Name(), Calibration: c.calib, CalibrationCases: len(idx), Evaluation: judged.source,
-		Sites: res.Sites, Notes: res.Notes, Seconds: time.Since(start).Seconds(),
-	}
-	if r.Granularity == "" {
-		r.Granularity = "channel"
-	}
-	r.Size.FloatParameters, r.Size.Parameters = compress.Size(net), compress.Size(res.Network)
-	if err := c.judge(ctx, b, net, res.Network, judged, labels, r); err != nil {
-		return err
-	}
-	if res.Network.Meta == nil {
-		res.Network.Meta = map[string]string{}
-	}
-	res.Network.Meta[compressKey] = fmt.Sprintf("%s W%dA%d", c.method, c.bits, c.abits)
-	if err := writeNetwork(c.output, res.Network, c.opset); err != nil {
-		return err
-	}
-	for path, size := range map[string]*int64{c.model: &r.Size.InputFile, c.output: &r.Size.OutputFile} {
-		info, err := os.Stat(path)
+	if c.dryRun || c.memory > 0 {
+		p, err := c.plan(ctx, m, plans)
 		if err != nil {
 			return err
 		}
-		*size = info.Size()
-	}
-	d := r.document(c.app.args)
-	if c.report != "none" {
-		r.Report = c.report
-		if err := d.Save(c.report); err != nil {
-			return err
+		if c.dryRun {
+			return c.emit(p, p.write)
 		}
 	}
-	return c.emit(r, func(w io.Writer) error {
-		if err := d.WriteText(w, c.width()); err != nil {
-			return err
-		}
-		where := ""
-		if r.Report != "" {
-			where = ", report in " + r.Report
-		}
-		_, err := fmt.Fprintf(w, "\nwrote %s (%s)%s\n", c.output, report.Bytes(r.Size.OutputFile), where)
+	journal, err := c.openJournal(m, c.from)
+	if err != nil {
 		return err
-	})
+	}
+	r := &compressResult{}
+	if err := closeJournal(journal, c.compress(ctx, m, c.from, journal, r)); err != nil {
+		return err
+	}
+	return c.print(r)
 }
 
-// readModel reads the network by the ending of the file's name.
+// prepare reads the model and opens the examples.
+func (c *compression) prepare(ctx context.Context) (*material, error) {
+	m := &material{}
+	var err error
+	if m.net, err = c.readModel(); err != nil {
+		return nil, err
+	}
+	preprocess, seed, count := c.preprocess, c.seed, c.calibCases
+	if c.from != nil {
+		preprocess, seed, count = c.from.Preprocess, c.from.Seed, c.from.Cases
+	} else if count == 0 {
+		count = c.target.calibrationCases()
+	}
+	source := exampleSource{model: c.model, inputs: c.calib, data: c.data, train: true, preprocess: preprocess}
+	switch {
+	case c.calib != "" || c.data != "":
+		if m.calib, err = source.open(ctx, m.net); err != nil {
+			return nil, err
+		}
+	default:
+		if m.calib, err = openRandom(m.net, 64, seed); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case c.eval != "":
+		source.inputs = c.eval
+		m.judged, err = source.open(ctx, m.net)
+	case c.data != "":
+		source.train = false
+		m.judged, err = source.open(ctx, m.net)
+	default:
+		m.judged = m.calib
+	}
+	if err != nil {
+		return nil, err
+	}
+	if c.data != "" {
+		m.calib.source += ", training part"
+		if c.eval == "" {
+			m.judged.source += ", test part"
+		}
+	}
+	if m.labels = m.judged.classes; c.labels != "" {
+		if m.labels, err = m.judged.labels(c.labels); err != nil {
+			return nil, err
+		}
+	}
+	if c.evalCases > 0 && c.evalCases < m.judged.n {
+		m.judged, m.labels = m.judged.some(drawCases(m.judged.n, c.evalCases, seed), m.labels)
+	}
+	if m.backend, err = c.backend(); err != nil {
+		return nil, err
+	}
+	m.batch = c.chooseBatch(m.net)
+	if c.calib != "" || c.data != "" {
+		if m.examples, err = m.calib.load(drawCases(m.calib.n, count, seed)); err != nil {
+			return nil, err
+		}
+	}
+	m.key, err = c.materialKey(m)
+	return m, err
+}
+
+// some are the cases of the given indices, with their labels.
+func (c *cases) some(idx []int, labels []int) (*cases, []int) {
+	s := &cases{source: c.source, n: len(idx), load: func(k []int) (compress.Examples, error) {
+		at := make([]int, len(k))
+		for i := range k {
+			at[i] = idx[k[i]]
+		}
+		return c.load(at)
+	}}
+	if labels == nil {
+		return s, nil
+	}
+	chosen := make([]int, len(idx))
+	for i := range idx {
+		chosen[i] = labels[idx[i]]
+	}
+	return s, chosen
+}
+
+// readModel reads the network by what the path names.
 func (c *compression) readModel() (*nn.Network, error) {
 	if _, err := os.Stat(c.model); err != nil {
 		return nil, err
@@ -347,7 +513,7 @@ func (c *compression) readModel() (*nn.Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readNetwork(c.model, dims)
+	return readAnyNetwork(c.model, dims, c.tokens)
 }
 
 // chooseBatch keeps the inputs of one pass below 64 MB.
@@ -372,130 +538,111 @@ func drawCases(n, k int, seed uint64) []int {
 	return idx
 }
 
-// judge runs both networks over the judged cases, a part at a time.
-func (c *compression) judge(ctx context.Context, b compute.Backend, float, compressed *nn.Network, cs *cases, labels []int, r *compressResult) error {
-	fe, err := compress.NewEvaluator(b, float, c.batch)
+// compress runs a recipe, judges what comes out, and writes network, recipe and report.
+func (c *compression) compress(ctx context.Context, m *material, recipe *compress.Recipe, journal *compress.Journal, r *compressResult) error {
+	start := time.Now()
+	res, err := c.apply(ctx, m, recipe, journal)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.model, err)
+	}
+	first := recipe.Steps[0]
+	r.Model, r.Method, r.WeightBits, r.ActBits, r.Recipe = c.model, first.Method, first.Bits, first.ActBits, recipe
+	for _, s := range recipe.Steps[1:] {
+		r.Method += " and " + s.Method
+	}
+	r.Granularity = cmp.Or(first.Set["granularity"], "channel")
+	r.Output, r.Backend, r.Calibration, r.CalibrationCases, r.Evaluation = c.output, m.backend.Name(), m.calib.source, m.examples.Len(), m.judged.source
+	r.Sites, r.Notes, r.Seconds = res.Sites, append(r.Notes, res.Notes...), time.Since(start).Seconds()
+	r.Size.FloatParameters, r.Size.Parameters = compress.Size(m.net), compress.Size(res.Network)
+	per, err := c.judge(ctx, m, res.Network, r)
 	if err != nil {
 		return err
 	}
-	defer fe.Close()
-	ce, err := compress.NewEvaluator(b, compressed, c.batch)
-	if err != nil {
+	if err := c.blameSites(ctx, m, res, per, journal, r); err != nil {
 		return err
 	}
-	defer ce.Close()
-	part := max(c.batch, 256/c.batch*c.batch)
-	bar := c.progress("comparing")
-	defer bar.Close()
-	var want, got, inputs []float32
-	width := 0
-	for from := 0; from < cs.n; from += part {
-		x, err := cs.load(data.Range(cs.n)[from:min(from+part, cs.n)])
-		if err != nil {
-			return err
-		}
-		w, k, err := fe.Outputs(ctx, x)
-		if err != nil {
-			return err
-		}
-		g, _, err := ce.Outputs(ctx, x)
-		if err != nil {
-			return err
-		}
-		want, got, width = append(want, w...), append(got, g...), k
-		if c.saveInputs != "" {
-			inputs = append(inputs, nn.Floats(x[0])...)
-		}
-		bar.Set(min(from+part, cs.n), cs.n)
+	if res.Network.Meta == nil {
+		res.Network.Meta = map[string]string{}
 	}
-	if r.Agreement, err = compress.Compare(want, got, width); err != nil {
+	res.Network.Meta[compressKey] = summary(recipe)
+	if recipe.Preprocess != "" {
+		res.Network.Meta[preprocessKey] = recipe.Preprocess
+	}
+	if err := writeNetwork(c.output, res.Network, recipe.Opset); err != nil {
 		return err
 	}
-	if labels != nil {
-		acc := compressAccuracy{Cases: len(labels)}
-		if acc.Float, err = compress.Accuracy(want, width, labels); err != nil {
-			return fmt.Errorf("%s: %w", c.labels, err)
+	for path, size := range map[string]*int64{c.model: &r.Size.InputFile, c.output: &r.Size.OutputFile} {
+		info, err := os.Stat(path)
+		if err == nil && info.IsDir() {
+			info, err = os.Stat(filepath.Join(path, "model.safetensors"))
 		}
-		if acc.Compressed, err = compress.Accuracy(got, width, labels); err != nil {
-			return fmt.Errorf("%s: %w", c.labels, err)
-		}
-		r.Accuracy = &acc
-	}
-	if c.saveInputs != "" {
-		d := slices.Clone(float.Inputs[0].Shape.Dimensions)
-		d[0] = cs.n
-		if err := data.WriteNPYFile(c.saveInputs, d, inputs); err != nil {
+		if err != nil {
 			return err
 		}
+		*size = info.Size()
 	}
-	if c.saveOutputs != "" {
-		return data.WriteNPYFile(c.saveOutputs, []int{cs.n, width}, got)
+	r.RecipeFile = strings.TrimSuffix(c.output, filepath.Ext(c.output)) + ".recipe.yaml"
+	if sameFile(r.RecipeFile, c.recipe) {
+		r.RecipeFile = c.recipe // it says the same
+	} else if err := c.writeRecipe(r.RecipeFile, recipe, m, r); err != nil {
+		return err
+	}
+	if c.report != "none" {
+		r.Report = c.report
+		return r.document(c.args).Save(c.report)
 	}
 	return nil
 }
 
-// document lays the result out as a report.
-func (r *compressResult) document(args []string) *report.Document {
-	pct := func(v float64) string { return report.Number(100*v) + " %" }
-	d := &report.Document{Title: fmt.Sprintf("%s in %d-bit weights and %d-bit activations", filepath.Base(r.Model), r.WeightBits, r.ActBits)}
-	ratio := float64(r.Size.FloatParameters) / float64(max(r.Size.Parameters, 1))
-	d.Subtitle = fmt.Sprintf("%s makes the parameters %.1f times smaller (%s to %s) and answers as before in %s of %d cases.",
-		r.Method, ratio, report.Bytes(r.Size.FloatParameters), report.Bytes(r.Size.Parameters), pct(r.Agreement.Top1), r.Agreement.Cases)
-	t := report.Table{Title: "Result", Columns: []string{"", "original", "compressed"}, Rows: [][]string{
-		{"parameters", report.Bytes(r.Size.FloatParameters), report.Bytes(r.Size.Parameters)},
-		{"file", report.Bytes(r.Size.InputFile), report.Bytes(r.Size.OutputFile)},
-	}}
-	quality, label := r.Agreement.Top1, "agreement with the original, %"
-	high := 1.
-	if a := r.Accuracy; a != nil {
-		t.Rows = append(t.Rows, []string{"accuracy", pct(a.Float), pct(a.Compressed)})
-		quality, high, label = a.Compressed, a.Float, "accuracy, %"
-		d.Subtitle += fmt.Sprintf(" Accuracy: %s before, %s after.", pct(a.Float), pct(a.Compressed))
+// summary is the line that a compressed network carries in its metadata.
+func summary(r *compress.Recipe) string {
+	var parts []string
+	for _, s := range r.Steps {
+		act := fmt.Sprintf("A%d", s.ActBits)
+		if s.ActBits == 32 {
+			act = ""
+		}
+		mixed := ""
+		if len(s.Sites) > 0 {
+			mixed = " mixed"
+		}
+		parts = append(parts, fmt.Sprintf("%s W%d%s%s", s.Method, s.Bits, act, mixed))
 	}
-	t.Rows = append(t.Rows,
-		[]string{"same class as the original", "", pct(r.Agreement.Top1)},
-		[]string{"cosine of outputs", "", report.Number(r.Agreement.Cosine)},
-		[]string{"KL divergence, nats", "", report.Number(r.Agreement.KL)},
-		[]string{"mean squared difference of outputs", "", report.Number(r.Agreement.MSE)})
-	t.Note = fmt.Sprintf("Judged on %d cases of %s. Parameters are counted as packed codes with their scales; the original in float32.", r.Agreement.Cases, r.Evaluation)
-	if r.Evaluation == r.Calibration {
-		t.Note += " The calibration cases are among them; --eval takes others."
+	return strings.Join(parts, ", ")
+}
+
+// writeRecipe writes the recipe that was used. What the comments name is not needed to run it again but for its examples.
+func (c *compression) writeRecipe(path string, recipe *compress.Recipe, m *material, r *compressResult) error {
+	examples := ""
+	switch {
+	case c.calib != "":
+		examples = " --calib " + c.calib
+	case c.data != "":
+		examples = " --data " + c.data
 	}
-	d.Add(t)
-	d.Add(report.Scatter{
-		Title: "Size and quality", XLabel: "parameters, bytes", YLabel: label,
-		Points: []report.Mark{
-			{Label: "original", Group: "original", X: float64(r.Size.FloatParameters), Y: 100 * high, YLow: 100 * high, YHigh: 100 * high},
-			{Label: fmt.Sprintf("%s W%dA%d", r.Method, r.WeightBits, r.ActBits), Group: "compressed", X: float64(r.Size.Parameters), Y: 100 * quality, YLow: 100 * quality, YHigh: 100 * quality},
-		},
+	b, err := recipe.Marshal(
+		"lathe compress "+c.model+" --recipe "+filepath.Base(path)+examples+" -o "+filepath.Base(c.output),
+		fmt.Sprintf("gave %s: %s of %s", filepath.Base(c.output), report.Bytes(r.Size.Parameters), report.Bytes(r.Size.FloatParameters)),
+		fmt.Sprintf("calibrated on %d cases of %s", r.CalibrationCases, m.calib.source),
+	)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(path, func(w io.Writer) error { _, err := w.Write(b); return err })
+}
+
+// print prints the result.
+func (c *compression) print(r *compressResult) error {
+	d := r.document(c.args)
+	return c.emit(r, func(w io.Writer) error {
+		if err := d.WriteText(w, c.width()); err != nil {
+			return err
+		}
+		where := ""
+		if r.Report != "" {
+			where = ", report in " + r.Report
+		}
+		_, err := fmt.Fprintf(w, "\nwrote %s (%s), recipe in %s%s\n", c.output, report.Bytes(r.Size.OutputFile), r.RecipeFile, where)
+		return err
 	})
-	bars := report.Bars{Title: "Error of each layer's output", Note: "‖y_q − y‖²/‖y‖² on the calibration cases, with everything before it compressed too", Log: true}
-	sites := report.Table{Title: "Layers", Columns: []string{"layer", "kind", "weight", "weight bits", "input bits", "bytes", "of float", "weight error", "output error", "input"}}
-	for _, s := range r.Sites {
-		if s.OutputErr > 0 {
-			bars.Items = append(bars.Items, report.Bar{Label: s.Name, Group: s.Kind, Value: s.OutputErr})
-		}
-		var dims []string
-		for _, v := range s.Shape {
-			dims = append(dims, strconv.Itoa(v))
-		}
-		sites.Rows = append(sites.Rows, []string{
-			s.Name, s.Kind, strings.Join(dims, "×"), strconv.Itoa(s.WeightBits), strconv.Itoa(s.InputBits), strconv.FormatInt(s.Bytes, 10),
-			pct(float64(s.Bytes) / float64(max(s.FloatBytes, 1))), report.Number(s.WeightErr), report.Number(s.OutputErr), s.Note,
-		})
-	}
-	if len(bars.Items) > 0 {
-		d.Add(bars)
-	}
-	d.Add(sites)
-	if len(r.Notes) > 0 {
-		d.Add(report.Text{Title: "Notes", Paragraphs: r.Notes})
-	}
-	d.Facts = []report.Fact{
-		{Name: "Command", Value: "lathe " + strings.Join(args, " ")},
-		{Name: "Calibration", Value: fmt.Sprintf("%d cases of %s", r.CalibrationCases, r.Calibration)},
-		{Name: "Backend", Value: r.Backend},
-		{Name: "Seconds", Value: report.Number(r.Seconds)},
-	}
-	return d
 }

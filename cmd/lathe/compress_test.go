@@ -45,6 +45,7 @@ func writeViT(t *testing.T, dir string) (model, cases string) {
 }
 
 func TestCompressWritesWhatItReports(t *testing.T) {
+	ownStore(t)
 	dir := t.TempDir()
 	model, cases := writeViT(t, dir)
 	labels := filepath.Join(dir, "labels.csv")
@@ -121,6 +122,7 @@ func TestCompressWritesWhatItReports(t *testing.T) {
 }
 
 func TestCompressReadsPictures(t *testing.T) {
+	ownStore(t)
 	dir := t.TempDir()
 	b := nn.NewBuilder(3)
 	x := b.Input("x", shapes.Make(dtypes.Float32, 1, 3, 14, 14)) // channels first, as most files have it
@@ -252,6 +254,7 @@ func TestPreprocessing(t *testing.T) {
 }
 
 func TestCompressRefusesWrongUse(t *testing.T) {
+	ownStore(t)
 	dir := t.TempDir()
 	model, cases := writeViT(t, dir)
 	out := filepath.Join(dir, "o.onnx")
@@ -285,7 +288,7 @@ func TestCompressRefusesWrongUse(t *testing.T) {
 		{2, "written as .onnx or", []string{model, "--method", "minmax", "--calib", cases, "-o", filepath.Join(dir, "o.bin")}},
 		{2, "would overwrite", []string{model, "--method", "minmax", "--calib", cases, "-o", model}},
 		{2, "accepted: channel, tensor", []string{model, "--method", "minmax", "--granularity", "row", "--calib", cases, "-o", out}},
-		{2, "per channel", []string{model, "--method", "repq-vit", "--granularity", "tensor", "--calib", cases, "-o", out}},
+		{2, "repq-vit has no such setting", []string{model, "--method", "repq-vit", "--granularity", "tensor", "--calib", cases, "-o", out}},
 		{2, "accepted: log-sqrt2", []string{model, "--method", "repq-vit", "--softmax", "x", "--calib", cases, "-o", out}},
 		{2, "17 to 21", []string{model, "--method", "minmax", "--opset", "12", "--calib", cases, "-o", out}},
 		{2, "no key=value", []string{model, "--method", "minmax", "--calib", cases, "--preprocess", "256", "-o", out}},

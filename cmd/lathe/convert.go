@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -17,13 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lathe-ml/lathe/compress"
-	"github.com/lathe-ml/lathe/data"
-	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/internal/timing"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/fold"
-	"github.com/lathe-ml/lathe/nn/safetensors"
-	"github.com/lathe-ml/lathe/nn/zoo"
 )
 
 // convertKey is the metadata entry in which a network says how it was converted.
@@ -232,7 +226,7 @@ func convert(ctx context.Context, a *app, model string, f convertFlags) (*conver
 	if err != nil {
 		return nil, err
 	}
-	x, labels, what, err := f.examples(ctx, before)
+	x, labels, what, err := f.examples(ctx, model, before)
 	if err != nil {
 		return nil, err
 	}
@@ -255,81 +249,10 @@ func convert(ctx context.Context, a *app, model string, f convertFlags) (*conver
 	return r, writeNetwork(f.output, after, f.opset)
 }
 
-// readAnyNetwork is readNetwork that also knows BERT encoders: a safetensors file of tensors alone with its config.json
-// beside it, or the folder of both.
-func readAnyNetwork(path string, dims map[string][]int, tokens int) (*nn.Network, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.IsDir() {
-		net, err := readNetwork(path, dims)
-		if !errors.Is(err, safetensors.ErrNoGraph) {
-			return net, err
-		}
-		if _, missing := os.Stat(filepath.Join(filepath.Dir(path), "config.json")); missing != nil {
-			return nil, err
-		}
-	}
-	return zoo.ReadBERT(path, tokens)
-}
-
-// exampleSource names cases to run a network on: files, or a data set.
-type exampleSource struct {
-	inputs     string // .npy files or a folder of pictures
-	data       string // or a data set
-	preprocess string // how pictures become inputs; "": as the network's metadata say
-	limit      int    // most cases; below 0: all
-}
-
-// load reads the cases, their labels if there are any, and says what they are.
-func (f exampleSource) load(ctx context.Context, net *nn.Network) (x compress.Examples, labels []int, what string, err error) {
-	if f.inputs != "" {
-		spec := f.preprocess
-		if spec == "" {
-			spec = net.Meta[preprocessKey]
-		}
-		p, err := parsePreprocessing(spec)
-		if err != nil {
-			return nil, nil, "", err
-		}
-		c, err := openCases(f.inputs, net, p)
-		if err != nil {
-			return nil, nil, "", err
-		}
-		n := c.n
-		if f.limit >= 0 {
-			n = min(n, f.limit)
-		}
-		x, err := c.load(data.Range(n))
-		return x, nil, fmt.Sprintf("%d cases of %s", n, f.inputs), err
-	}
-	set, err := loadLabelled(ctx, f.data, false)
-	if err != nil {
-		return nil, nil, "", err
-	}
-	if f.limit >= 0 && f.limit < set.N {
-		set = labelled{set.First(f.limit)}
-	}
-	if len(net.Inputs) != 1 {
-		return nil, nil, "", fmt.Errorf("--data %s is for networks of one input; this one has %d", f.data, len(net.Inputs))
-	}
-	d := slices.Clone(net.Inputs[0].Shape.Dimensions)
-	if d[0] = set.N; net.Inputs[0].Shape.Size()/max(net.Inputs[0].Shape.Dimensions[0], 1) != set.H*set.W*set.C || set.C > 1 {
-		return nil, nil, "", fmt.Errorf("--data %s has pictures of %d×%d×%d; input %q takes %s", f.data, set.H, set.W, set.C, net.Inputs[0].Name, net.Inputs[0].Shape)
-	}
-	x, err = compress.FloatExamples(set.Floats(data.Range(set.N), nil), d...)
-	labels = make([]int, set.N)
-	for i := range labels {
-		labels[i] = int(set.Labels[i])
-	}
-	return x, labels, fmt.Sprintf("%d test cases of %s", set.N, f.data), err
-}
-
 // examples are what the networks are compared on, and their labels if there are any.
-func (f convertFlags) examples(ctx context.Context, net *nn.Network) (compress.Examples, []int, string, error) {
+func (f convertFlags) examples(ctx context.Context, model string, net *nn.Network) (compress.Examples, []int, string, error) {
 	if f.inputs != "" || f.data != "" {
-		return exampleSource{f.inputs, f.data, f.preprocess, cmp.Or(f.cases, 1000)}.load(ctx, net)
+		return exampleSource{model: model, inputs: f.inputs, data: f.data, preprocess: f.preprocess}.load(ctx, net, cmp.Or(f.cases, 1000))
 	}
 	n := f.cases
 	if n <= 0 {
@@ -337,55 +260,6 @@ func (f convertFlags) examples(ctx context.Context, net *nn.Network) (compress.E
 	}
 	x, err := randomExamples(net, n, f.seed)
 	return x, nil, fmt.Sprintf("%d random inputs", n), err
-}
-
-// randomExamples draws inputs: normal ones, rows of the table that reads them for integers, and ones elsewhere.
-func randomExamples(net *nn.Network, n int, seed uint64) (x compress.Examples, err error) {
-	for _, in := range net.Inputs {
-		s := in.Shape.Clone()
-		if s.Rank() == 0 {
-			return nil, fmt.Errorf("input %q has no batch", in.Name)
-		}
-		s.Dimensions[0] = n
-		draw := rng.New(seed, "convert:"+in.Name)
-		if s.DType.IsFloat() {
-			v := make([]float32, s.Size())
-			rng.Normal(draw, v, 1)
-			x = append(x, tensors.FromFlatDataAndDimensions(v, s.Dimensions...))
-			continue
-		}
-		rows := 0
-		readers, _ := net.Readers(in.Name)
-		for _, r := range readers {
-			if e, ok := r.Op.(nn.Embedding); ok {
-				rows = e.N
-			}
-		}
-		t := tensors.FromShape(s)
-		fill := func() float64 {
-			if rows > 0 {
-				return float64(draw.IntN(rows))
-			}
-			return 1
-		}
-		err := t.MutableFlatData(func(flat any) {
-			switch v := flat.(type) {
-			case []int32:
-				for i := range v {
-					v[i] = int32(fill())
-				}
-			case []int64:
-				for i := range v {
-					v[i] = int64(fill())
-				}
-			}
-		})
-		if err != nil {
-			return nil, err
-		}
-		x = append(x, t)
-	}
-	return x, nil
 }
 
 // compare runs both networks over the examples.

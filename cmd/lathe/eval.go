@@ -17,6 +17,7 @@ import (
 
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/internal/rng"
+	"github.com/lathe-ml/lathe/internal/stat"
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/nn"
 )
@@ -147,21 +148,9 @@ func evaluate(ctx context.Context, b compute.Backend, net *nn.Network, set label
 			q.PerClass[i] /= count[i]
 		}
 	}
-	q.Accuracy, q.Low, q.High = wilson(right, set.N)
+	q.Accuracy = float64(right) / float64(set.N)
+	q.Low, q.High = stat.Wilson(right, set.N, .95)
 	return q, nil
-}
-
-// wilson returns k/n with Wilson's 95 % interval.
-func wilson(k, n int) (p, low, high float64) {
-	if n == 0 {
-		return 0, 0, 1
-	}
-	const z = 1.959964
-	N := float64(n)
-	p = float64(k) / N
-	centre := (p + z*z/(2*N)) / (1 + z*z/N)
-	half := z / (1 + z*z/N) * math.Sqrt(p*(1-p)/N+z*z/(4*N*N))
-	return p, max(0, centre-half), min(1, centre+half)
 }
 
 func shortHash(s string) string {

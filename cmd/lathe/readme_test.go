@@ -141,6 +141,52 @@ func TestReadmeCommandsRun(t *testing.T) {
 	}
 }
 
+// The guide's commands run one after another, as they are written, on the network and the images that are part of the
+// program.
+func TestGuideToCompressionRuns(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some 20 seconds")
+	}
+	shell, _ := blocks(readDocument(t, "docs/guides/compress.md"), "sh")
+	ownStore(t)
+	t.Setenv("LATHE_CACHE", absolute(t, data.Dir()))
+	t.Setenv("LATHE_OFFLINE", "1")
+	t.Chdir(t.TempDir())
+	ran := 0
+	for line := range strings.Lines(strings.Join(shell, "")) {
+		w := words(line)
+		if len(w) == 0 {
+			continue
+		}
+		if w[0] != "lathe" {
+			t.Fatalf("this test does not know how to run %q", line)
+		}
+		runDocumented(t, w[1:])
+		ran++
+		for i, a := range w {
+			if a == "-o" {
+				if st, err := os.Stat(w[i+1]); err != nil || st.Size() == 0 {
+					t.Errorf("%s is not there: %v", w[i+1], err)
+				}
+			}
+		}
+	}
+	if ran < 8 {
+		t.Errorf("only %d commands found", ran)
+	}
+	first, err := os.ReadFile("vit4-head.onnx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := os.ReadFile("again.onnx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(first, again) {
+		t.Error("the recipe did not give the same file again")
+	}
+}
+
 func readDocument(t *testing.T, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(repository, filepath.FromSlash(name)))

@@ -27,6 +27,7 @@ var verbs = []struct {
 	{groupUse, newConvertCommand},
 	{groupUse, newCalibrateCommand},
 	{groupUse, newSparsityCommand},
+	{groupUse, newDeployTrainCommand},
 	{groupUse, newNMSCommand},
 	{groupUse, newUpscaleCommand},
 
@@ -36,6 +37,8 @@ var verbs = []struct {
 	{groupMeasure, newRunsCommand},
 	{groupMeasure, newNormsCommand},
 
+	{groupModels, newInspectCommand},
+	{groupModels, newDiffCommand},
 	{groupModels, newTrainCommand},
 	{groupModels, newEvalCommand},
 	{groupModels, newDataCommand},

@@ -176,7 +176,7 @@ func sparsity(ctx context.Context, a *app, model string, f sparsityFlags) (*spar
 	if err != nil {
 		return nil, err
 	}
-	x, labels, what, err := exampleSource{f.inputs, f.data, f.preprocess, f.cases}.load(ctx, net)
+	x, labels, what, err := exampleSource{model: model, inputs: f.inputs, data: f.data, preprocess: f.preprocess}.load(ctx, net, f.cases)
 	if err != nil {
 		return nil, err
 	}

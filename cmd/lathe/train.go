@@ -18,6 +18,8 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 	"github.com/spf13/cobra"
 
+	"github.com/lathe-ml/lathe/compress"
+	"github.com/lathe-ml/lathe/compress/quant"
 	"github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/internal/nearest"
@@ -47,6 +49,7 @@ type trainConfig struct {
 	Schedule  string  `json:"schedule"`
 	Clip      float64 `json:"clip,omitempty"`
 	Limit     int     `json:"limit,omitempty"`
+	Shift     int     `json:"shift,omitempty"` // bits of weights ±2^s; 0: float
 	Seed      uint64  `json:"seed"`
 	Backend   string  `json:"backend"`
 
@@ -153,6 +156,7 @@ their own (batch norm), estimate the noise from micro-batches: --groups 8.`,
 		Example: `  lathe train --arch vit --data fashion-mnist -o vit.safetensors
   lathe train --arch mlp --norm layer --data digits --epochs 20 --lr 1e-3 -o digits.safetensors
   lathe train --arch resnet8 --steps 100 --batch 64 --optimizer sgd --lr 0.05 -o r8.safetensors
+  lathe train --arch resnet8 --shift 3 --optimizer sgd --lr 0.1 --decay 1e-4 --epochs 2 -o shift3.onnx
   lathe train --arch mlp --optimizer adadagrad --eta 0.5 --max-batch 4096 --epochs 2 -o adaptive.safetensors`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -177,6 +181,7 @@ their own (batch norm), estimate the noise from micro-batches: --groups 8.`,
 	f.IntVar(&c.MaxBatch, "max-batch", 0, "adaptive batches: largest size (default: 8192, or all examples)")
 	f.IntVar(&c.Groups, "groups", 0, "adaptive batches: estimate the noise from so many micro-batches (0: from single examples)")
 	f.Float64Var(&c.Clip, "clip", 0, "largest joint norm of the gradients (0: no limit)")
+	f.IntVar(&c.Shift, "shift", 0, "train weights ±2^s of so many bits, 2 to 5, in layers that a norm follows (DenseShift; with --optimizer sgd --lr 0.1 --decay 1e-4)")
 	f.IntVar(&c.Limit, "limit", 0, "use only the first so many training examples (0: all)")
 	f.Uint64Var(&c.Seed, "seed", 0, "of initial values and order")
 	f.StringVarP(&out, "output", "o", "", "file to write (.safetensors or .onnx)")
@@ -276,6 +281,8 @@ func (c *trainConfig) check() error {
 		return usageErrorf("--groups %d: must be 2 to 1024 (8 or more are advised), or 0", c.Groups)
 	case c.Limit < 0:
 		return usageErrorf("--limit %d: must be 0 or more", c.Limit)
+	case c.Shift != 0 && (c.Shift < 2 || c.Shift > 5):
+		return usageErrorf("--shift %d: must be 2 to 5 bits, or 0 for float weights", c.Shift)
 	}
 	return nil
 }
@@ -516,6 +523,9 @@ func (a *app) fit(ctx context.Context, c trainConfig, net *nn.Network, train lab
 	if err := c.note(net); err != nil {
 		return r, err
 	}
+	if err := quant.Settle(net); err != nil {
+		return r, err
+	}
 	if err := writeNetwork(out, net, 0); err != nil {
 		return r, err
 	}
@@ -573,6 +583,11 @@ func (c *trainConfig) build() (*nn.Network, error) {
 					if err := net.Bypass(node.Name); err != nil {
 						return nil, err
 					}
+				}
+			}
+			if c.Shift > 0 {
+				if _, err := (quant.DenseShift{WeightBits: c.Shift, Options: compress.Options{Seed: c.Seed}}).Convert(net); err != nil {
+					return nil, fmt.Errorf("--shift %d --arch %s --norm %s: %w", c.Shift, c.Arch, c.Norm, err)
 				}
 			}
 			return net, nil

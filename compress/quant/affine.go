@@ -21,7 +21,7 @@ type Affine struct {
 	Group int
 
 	Scale []float64 // one per group, > 0, a float32 number
-	Zero  []float64 // one per group; whole numbers, except in RepQ-ViT's fractional form
+	Zero  []float64 // one per group; whole numbers, except in RepQ-ViT's fractional form and halfway between codes in StatsQ's
 }
 
 // Max is the highest code, 2^Bits-1.

@@ -13,6 +13,7 @@ type calibration struct {
 	percentiles []float64
 	minMax      bool
 	symmetric   bool
+	full        bool
 	group       int
 }
 
@@ -27,6 +28,10 @@ func MinMax() CalibOption { return func(c *calibration) { c.minMax = true } }
 // Symmetric takes scale = max|x|/(2^(b-1)-1) and the zero point 2^(b-1): the codes, minus that zero point, stay in
 // ±(2^(b-1)-1). It implies MinMax.
 func Symmetric() CalibOption { return func(c *calibration) { c.symmetric = true } }
+
+// FullRange takes the whole range of the values as it is: scale (max−min)/(2^b−1), zero point −round(min/scale), which is
+// no code where all values have one sign. Values within 1e-8 of each other are stored as a constant.
+func FullRange() CalibOption { return func(c *calibration) { c.full = true } }
 
 // Groups splits every row along axis 0 into blocks of n consecutive values.
 func Groups(n int) CalibOption { return func(c *calibration) { c.group = n } }
@@ -96,8 +101,10 @@ func (c *calibration) fit(v, scratch []float32, bits int) (scale, zero float64) 
 		return RangeSymmetric(lo, hi, bits)
 	case c.minMax:
 		return RangeAffine(lo, hi, bits)
-	case lo == hi:
+	case lo == hi, c.full && float64(hi)-float64(lo) < 1e-8:
 		return constant(lo, bits)
+	case c.full:
+		return fullRange(float64(lo), float64(hi), bits)
 	}
 	copy(scratch, v)
 	n := len(v)
@@ -147,6 +154,12 @@ func RangeAffine(lo, hi float32, bits int) (scale, zero float64) {
 	return float64(s), min(z, float64(int(1)<<bits-1))
 }
 
+// fullRange is the grid from lo to hi, at least 1e-8 apart.
+func fullRange(lo, hi float64, bits int) (scale, zero float64) {
+	s := float32((hi - lo) / float64(int(1)<<bits-1))
+	return float64(s), -math.RoundToEven(lo / float64(s))
+}
+
 // RangeSymmetric is the grid with scale max(|lo|,|hi|)/(2^(b-1)-1) and zero point 2^(b-1); all values 0 give scale 1.
 func RangeSymmetric(lo, hi float32, bits int) (scale, zero float64) {
 	m := max(math.Abs(float64(lo)), math.Abs(float64(hi)))
@@ -188,7 +201,7 @@ func ranked(x []float32, p float64) float32 {
 
 // selectRanks moves the order statistics of the given sorted ranks to their places (quickselect on all of them at
 // once); x[0] has rank base.
-func selectRanks(x []float32, base int, ranks []int) {
+func selectRanks[F float32 | float64](x []F, base int, ranks []int) {
 	for depth := 0; len(ranks) > 0; depth++ {
 		if len(x) <= 64 || depth > 60 {
 			slices.Sort(x)

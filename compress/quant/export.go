@@ -46,6 +46,9 @@ func (u Uniform) ExportWeight(e *onnx.Emitter, n *nn.Node, perm []int) (string, 
 	for i, v := range q.Data() {
 		codes[i] = int32(v)
 	}
+	if grid.betweenCodes() || grid.farFromCodes() {
+		return u.exportShifted(e, n, q.Name, codes, shape, grid, perm)
+	}
 	t, codes, zero, err := u.container(codes, shape, grid, e.Opset())
 	if err != nil {
 		return "", err
@@ -81,6 +84,65 @@ func (u Uniform) ExportWeight(e *onnx.Emitter, n *nn.Node, perm []int) (string, 
 		in = append(in, e.Codes(base+"/zero", t, zero, gdims...))
 	}
 	return e.Node("DequantizeLinear", n.Name+"/weight", in, attrs...), nil
+}
+
+// betweenCodes says whether every zero point lies halfway between two codes, as on the grids of StatsQ.
+func (a Affine) betweenCodes() bool {
+	for _, z := range a.Zero {
+		if z-math.Floor(z) != .5 {
+			return false
+		}
+	}
+	return len(a.Zero) > 0 && a.Group == 0
+}
+
+// farFromCodes says whether some zero point is no code and the differences to it do not all fit signed bytes, as on the
+// grid of a channel whose weights are nearly alike (FullRange).
+func (a Affine) farFromCodes() bool {
+	outside, far := false, false
+	for _, z := range a.Zero {
+		if z != math.Trunc(z) {
+			return false
+		}
+		outside = outside || z < 0 || z > float64(a.Max())
+		far = far || z < float64(a.Max())-127 || z > 128
+	}
+	return outside && far && a.Group == 0
+}
+
+// exportShifted writes a grid whose zero points are no codes, between them or far from them: ONNX's zero points are
+// codes, so the rest is added afterwards.
+func (u Uniform) exportShifted(e *onnx.Emitter, n *nn.Node, base string, codes []int32, shape []int, grid Affine, perm []int) (string, error) {
+	whole := grid
+	whole.Zero = make([]float64, len(grid.Zero))
+	shift := make([]float32, len(grid.Scale))
+	for i, z := range grid.Zero {
+		whole.Zero[i] = min(max(math.Ceil(z), 0), float64(grid.Max()))
+		shift[i] = float32(grid.Scale[i] * (whole.Zero[i] - z))
+	}
+	t, codes, zero, err := u.container(codes, shape, whole, e.Opset())
+	if err != nil {
+		return "", err
+	}
+	codes, dims := permute(codes, shape, perm)
+	scale := narrow(grid.Scale)
+	var per []int
+	var attrs []onnx.Attr
+	wide := slices.Repeat([]int{1}, len(dims))
+	if u.Axis == 0 {
+		axis := 0
+		if len(perm) > 0 {
+			axis = slices.Index(perm, 0)
+		}
+		per, attrs = []int{len(scale)}, append(attrs, onnx.Int("axis", axis))
+		wide[axis] = len(scale)
+	}
+	in := []string{e.Codes(base, t, codes, dims...), e.Floats(base+"/scale", scale, per...)}
+	if zero != nil {
+		in = append(in, e.Codes(base+"/zero", t, zero, per...))
+	}
+	w := e.Node("DequantizeLinear", n.Name+"/steps", in, attrs...)
+	return e.Node("Add", n.Name+"/weight", []string{w, e.Floats(base+"/shift", shift, wide...)}), nil
 }
 
 // container chooses the ONNX type of the codes, and the zero points (nil: none).

@@ -108,13 +108,8 @@ func calibrateLog(a []float32, bits, perOctave int) (float64, error) {
 	if len(a) == 0 {
 		return 0, fmt.Errorf("quant: calibration: %w", ErrEmpty)
 	}
-	if err := checkFinite(a); err != nil {
+	if err := checkProbabilities(a); err != nil {
 		return 0, err
-	}
-	for i, v := range a {
-		if v < 0 {
-			return 0, fmt.Errorf("quant: value %d is %g: %w", i, v, ErrNegative)
-		}
 	}
 	top := slices.Max(a)
 	if top < smallestNormal {
@@ -179,15 +174,7 @@ func (q logGrid) check(a []float32) error {
 	if !(q.scale > 0) || math.IsInf(q.scale, 0) {
 		return fmt.Errorf("quant: scale %g of a log quantiser is not positive", q.scale)
 	}
-	if err := checkFinite(a); err != nil {
-		return err
-	}
-	for i, v := range a {
-		if v < 0 {
-			return fmt.Errorf("quant: value %d is %g: %w", i, v, ErrNegative)
-		}
-	}
-	return nil
+	return checkProbabilities(a)
 }
 
 func (q logGrid) codes(a []float32) ([]int32, error) {

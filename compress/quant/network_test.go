@@ -248,6 +248,7 @@ func TestQuantisedNetworksSurviveFiles(t *testing.T) {
 	for name, m := range map[string]compress.Method{
 		"repq": RepQViT{}, "channel-wise": RepQViT{Norms: ChannelWise}, "uniform": RepQViT{Softmax: SoftmaxUniform, WeightBits: 3},
 		"fractional": RepQViT{Reparam: ReparamOptions{FractionalZero: true}}, "min-max": MinMaxPTQ{},
+		"tangent": DopQViT{}, "tangent, unfolded": DopQViT{Folding: FoldNone, Scale: ScaleSearch}, "tangent, 8 bits": DopQViT{WeightBits: 8, ActBits: 8},
 	} {
 		res, err := m.Compress(context.Background(), enginetest.Backend(), net, x)
 		if err != nil {
@@ -512,7 +513,7 @@ func TestMinMaxPTQ(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(res.Sites) != 4 || res.Network.Node("bn1").Op.Kind() != "conv" {
+		if len(res.Sites) != 4 || res.Network.Node("conv1").Op.Kind() != "conv" {
 			t.Errorf("sites %+v", res.Sites)
 		}
 		for _, s := range res.Sites {

@@ -16,10 +16,11 @@ import (
 type role int
 
 const (
-	roleTensor  role = iota // one uniform grid
-	roleInput               // the network's input: one uniform grid of InputBits
-	roleNorm                // a norm's output that only linear layers read: channel-wise, then reparameterised
-	roleSoftmax             // attention probabilities
+	roleTensor   role = iota // one uniform grid
+	roleInput                // the network's input: one uniform grid of InputBits
+	roleNorm                 // a norm's output that only linear layers read: channel-wise, then reparameterised
+	roleSoftmax              // attention probabilities
+	roleUnfolded             // a norm's output that something else reads, too: the channels' grids condensed into one
 )
 
 // point is an input of a node at which an activation quantiser stands.
@@ -113,12 +114,57 @@ func isQuantisable(n *nn.Node) bool {
 	return false
 }
 
-// refuseQuantised fails on a network that a quantiser has been through already: its grids would be fitted to grid points.
-func refuseQuantised(net *nn.Network) error {
+// storedBits is a stored form of few bits; describe and refuseQuantisedSites read them.
+type storedBits interface{ WeightBits() int }
+
+// quantiserOf returns the node that quantises an input of a node, looking through ops that only move values, and its
+// bits; nil when the input is in float.
+func quantiserOf(net *nn.Network, n *nn.Node, input int, sh map[string]shapes.Shape) (q *nn.Node, bits int) {
+	p := net.Producer(source(net, n.In[input], sh))
+	if p == nil {
+		return nil, 32
+	}
+	switch op := p.Op.(type) {
+	case nn.QuantizeDequantize:
+		return p, op.Bits
+	case LogQuantize:
+		return p, op.Bits
+	case TanQuantize:
+		return p, op.Bits
+	case PowerQuantize:
+		return p, op.Bits
+	case LearnedStep:
+		return p, op.Bits
+	}
+	return nil, 32
+}
+
+// refuseQuantisedSites fails when a node that is selected (nil: every one) has been through a quantiser already: its
+// grids would be fitted to grid points. Quantised nodes that are not selected are no obstacle: a recipe runs several
+// methods over one network.
+func refuseQuantisedSites(net *nn.Network, selected func(*nn.Node) bool) error {
+	sh, err := net.Shapes(0)
+	if err != nil {
+		return err
+	}
 	for _, n := range net.Nodes {
-		switch n.Op.(type) {
-		case nn.QuantizeDequantize, LogQuantize:
-			return fmt.Errorf("the network is quantised already (node %q); start from the float network", n.Name)
+		if selected != nil && !selected(n) {
+			continue
+		}
+		inputs := 0
+		switch op := n.Op.(type) {
+		case nn.Linear:
+			if s, ok := op.Repr().(storedBits); ok {
+				return fmt.Errorf("site %q is quantised already, to %d bits; start from the float network, or leave the site out", n.Name, s.WeightBits())
+			}
+			inputs = min(1, len(n.In))
+		case nn.MatMul:
+			inputs = len(n.In)
+		}
+		for i := range inputs {
+			if q, bits := quantiserOf(net, n, i, sh); q != nil {
+				return fmt.Errorf("what node %q reads is quantised already, to %d bits by %q; start from the float network, or leave the node out", n.Name, bits, q.Name)
+			}
 		}
 	}
 	return nil
@@ -222,29 +268,31 @@ func describe(ctx context.Context, b compute.Backend, ref, net *nn.Network, cali
 	var sites []compress.Site
 	var values []string
 	for _, n := range net.Sites() {
-		s := compress.Site{Name: n.Name, Kind: n.Op.Kind(), WeightBits: 32, InputBits: 32, Bytes: compress.WeightBytes(net, n)}
-		shape := net.Param(n, "w")
-		if u, ok := n.Op.(nn.Linear).Repr().(Uniform); ok {
-			s.WeightBits, shape = u.Bits, net.Param(n, "q")
+		lin := n.Op.(nn.Linear)
+		s := compress.Site{Name: n.Name, Kind: n.Op.Kind(), WeightBits: 32, Bytes: compress.WeightBytes(net, n)}
+		if r, ok := lin.Repr().(storedBits); ok {
+			s.WeightBits = r.WeightBits()
 		}
-		if shape != nil {
-			s.Shape = slices.Clone(shape.Value.Shape().Dimensions)
-			s.FloatBytes = 4 * int64(shape.Value.Shape().Size())
+		in := make([]shapes.Shape, len(n.In))
+		for i, v := range n.In {
+			in[i] = sh[v]
 		}
-		if p := net.Producer(source(net, n.In[0], sh)); p != nil {
-			switch q := p.Op.(type) {
-			case nn.QuantizeDequantize:
-				s.InputBits = q.Bits
-				if s.Note = "per tensor"; q.PerChannel {
-					s.Note = "per channel"
+		w := lin.WeightShape(in)
+		s.Shape, s.FloatBytes = slices.Clone(w.Dimensions), 4*int64(w.Size())
+		var q *nn.Node
+		q, s.InputBits = quantiserOf(net, n, 0, sh)
+		switch {
+		case q == nil:
+		case q.Op.Kind() != nn.QuantizeDequantize{}.Kind():
+			s.Note = q.Op.Kind()
+		case q.Op.(nn.QuantizeDequantize).PerChannel:
+			s.Note = "per channel"
+		default:
+			s.Note = "per tensor"
+			if m := net.Producer(q.In[0]); m != nil {
+				if _, ok := normChannels(m, sh); ok {
+					s.Note = "per tensor, after norm " + m.Name
 				}
-				if m := net.Producer(p.In[0]); m != nil {
-					if _, ok := normChannels(m, sh); ok && !q.PerChannel {
-						s.Note = "per tensor, after norm " + m.Name
-					}
-				}
-			case LogQuantize:
-				s.InputBits, s.Note = q.Bits, q.Kind()
 			}
 		}
 		s.WeightErr = weightErr[n.Name]

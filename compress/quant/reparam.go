@@ -49,6 +49,8 @@ func TargetMax(v []float64) float64 { return slices.Max(v) }
 type ReparamOptions struct {
 	// Target chooses the common scale and zero point from the channels'. If nil: TargetMean.
 	Target Target
+	// Choose, if not nil, chooses both at once, in place of Target.
+	Choose func(s, z []float64) (sT, zT float64)
 	// FractionalZero keeps the common zero point as Target gives it, as the paper's reference code does. If false it
 	// is rounded half to even: then the codes of the rewritten activation under the common grid equal the channel-wise
 	// codes of the original one, and the zero point is a true integer.
@@ -56,6 +58,33 @@ type ReparamOptions struct {
 	// AddBeta gives a norm without bias one when the rewrite needs it. If false, such a norm is refused unless all
 	// zero points are equal (symmetric quantisation).
 	AddBeta bool
+}
+
+// common condenses the channels' scales and zero points.
+func (o ReparamOptions) common(s, z []float64) (sT, zT float64) {
+	if o.Choose != nil {
+		sT, zT = o.Choose(s, z)
+	} else {
+		target := o.Target
+		if target == nil {
+			target = TargetMean
+		}
+		sT, zT = target(s), target(z)
+	}
+	if !o.FractionalZero {
+		zT = math.RoundToEven(zT)
+	}
+	return sT, zT
+}
+
+// checkScales refuses scales of channels that are not positive numbers.
+func checkScales(s []float64) error {
+	for i, v := range s {
+		if !(v > 0) || math.IsInf(v, 0) {
+			return fmt.Errorf("scale of channel %d is %g; it must be positive", i, v)
+		}
+	}
+	return nil
 }
 
 // ReparamNorm folds channel-wise activation scales s and zero points z, one per channel of the norm, into the norm and
@@ -77,10 +106,8 @@ func ReparamNorm(n *NormParams, consumers []*LinearParams, s, z []float64, o Rep
 	case n.Beta != nil && len(n.Beta) != d:
 		return 0, 0, fmt.Errorf("quant: norm %q: %d biases for %d channels", n.Name, len(n.Beta), d)
 	}
-	for i := range d {
-		if !(s[i] > 0) || math.IsInf(s[i], 0) {
-			return 0, 0, fmt.Errorf("quant: norm %q: scale of channel %d is %g; it must be positive", n.Name, i, s[i])
-		}
+	if err := checkScales(s); err != nil {
+		return 0, 0, fmt.Errorf("quant: norm %q: %w", n.Name, err)
 	}
 	if err := checkFinite64(fmt.Sprintf("norm %q: zero point", n.Name), z); err != nil {
 		return 0, 0, err
@@ -97,14 +124,7 @@ func ReparamNorm(n *NormParams, consumers []*LinearParams, s, z []float64, o Rep
 			return 0, 0, err
 		}
 	}
-	target := o.Target
-	if target == nil {
-		target = TargetMean
-	}
-	sT, zT = target(s), target(z)
-	if !o.FractionalZero {
-		zT = math.RoundToEven(zT)
-	}
+	sT, zT = o.common(s, z)
 	if !(sT > 0) || math.IsInf(sT, 0) || math.IsNaN(zT) || math.IsInf(zT, 0) {
 		return 0, 0, fmt.Errorf("quant: norm %q: target scale %g and zero point %g", n.Name, sT, zT)
 	}

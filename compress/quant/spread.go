@@ -17,11 +17,38 @@ func SpreadChannels(net *nn.Network, factor float64, seed uint64) (norms []strin
 	if !(factor >= 1) || math.IsInf(factor, 0) {
 		return nil, fmt.Errorf("quant: spread factor %g; accepted: at least 1", factor)
 	}
+	r := rng.New(seed, "spread-channels")
+	return scaleChannels(net, func(scale []float64) {
+		for i := range scale {
+			scale[i] = math.Exp((2*r.Float64() - 1) * math.Log(factor))
+		}
+	})
+}
+
+// OutlierChannels makes some channels of every norm that only dense layers read stick out without changing the function:
+// gain and bias of n channels, drawn for each norm, are multiplied by factor, and the readers' columns divided by it. It
+// works in place and returns the norms that it changed.
+func OutlierChannels(net *nn.Network, n int, factor float64, seed uint64) (norms []string, err error) {
+	if !(factor > 0) || math.IsInf(factor, 0) || n < 0 {
+		return nil, fmt.Errorf("quant: %d outlier channels by a factor of %g; accepted: at least 0, above 0", n, factor)
+	}
+	r := rng.New(seed, "outlier-channels")
+	return scaleChannels(net, func(scale []float64) {
+		for k, i := range r.Perm(len(scale)) {
+			if scale[i] = 1; k < n {
+				scale[i] = factor
+			}
+		}
+	})
+}
+
+// scaleChannels multiplies the channels of every norm that only dense layers read by what draw gives, and divides the
+// readers' columns by it.
+func scaleChannels(net *nn.Network, draw func(scale []float64)) (norms []string, err error) {
 	t, err := findTransformer(net)
 	if err != nil {
 		return nil, err
 	}
-	r := rng.New(seed, "spread-channels")
 	for _, n := range net.Nodes {
 		readers := t.norms[n.Name]
 		gain := net.Param(n, "w")
@@ -30,8 +57,8 @@ func SpreadChannels(net *nn.Network, factor float64, seed uint64) (norms []strin
 		}
 		g := gain.Data()
 		scale := make([]float64, len(g))
+		draw(scale)
 		for i := range g {
-			scale[i] = math.Exp((2*r.Float64() - 1) * math.Log(factor))
 			g[i] = float32(float64(g[i]) * scale[i])
 		}
 		net.SetParam(n, "w", nn.Gain, g, len(g))

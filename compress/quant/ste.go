@@ -8,10 +8,9 @@ import "github.com/gomlx/gomlx/core/graph"
 // RoundSTE rounds half to even; its gradient is 1 everywhere.
 func RoundSTE(x *graph.Node) *graph.Node { return StraightThrough(x, graph.Round(x)) }
 
-// StraightThrough has the value of y and the gradient of x, which are of one shape. The value is exact where y is x
-// rounded to whole numbers below 2²³.
+// StraightThrough has the value of y, exactly, and the gradient of x, which are of one shape; x is finite.
 func StraightThrough(x, y *graph.Node) *graph.Node {
-	return graph.Add(x, graph.StopGradient(graph.Sub(y, x)))
+	return graph.Add(graph.Sub(x, graph.StopGradient(x)), graph.StopGradient(y))
 }
 
 // ClipSTE limits x to [lo, hi], scalars or nodes that broadcast to x. Its gradient with respect to x is 1 where

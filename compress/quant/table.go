@@ -1,7 +1,10 @@
 package quant
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
+	"math/bits"
 	"slices"
 	"sort"
 
@@ -11,6 +14,7 @@ import (
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/compress"
+	"github.com/lathe-ml/lathe/internal/half"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
 )
@@ -23,6 +27,7 @@ type Table struct {
 	Levels int  // of a table; 0: 2^Bits
 	Groups int  // tables, of which each output channel uses one; 0: 1
 	Scaled bool // a factor per output channel
+	Half   bool // levels are half-precision numbers and take two bytes each
 }
 
 var (
@@ -33,6 +38,9 @@ var (
 
 // Kind returns "table".
 func (Table) Kind() string { return "table" }
+
+// WeightBits are the bits of an index.
+func (t Table) WeightBits() int { return t.Bits }
 
 func (t Table) levels() int {
 	if t.Levels > 0 {
@@ -76,7 +84,9 @@ func (t Table) Value(c *nn.Ctx) *graph.Node {
 	return graph.Reshape(w, dims...)
 }
 
-// StoredBytes counts Bits per weight, four bytes per level and scale, and a byte per group index.
+// StoredBytes counts Bits per weight, four bytes per level (Half: two) and scale, and for the groups either the smallest
+// number of whole bits per output channel or, where a group's channels are contiguous and that is less, four bytes for
+// each boundary.
 func (t Table) StoredBytes(param func(local string) *nn.Param) int64 {
 	size := func(local string) int64 {
 		if p := param(local); p != nil {
@@ -84,7 +94,20 @@ func (t Table) StoredBytes(param func(local string) *nn.Param) int64 {
 		}
 		return 0
 	}
-	return (size("q")*int64(t.Bits)+7)/8 + 4*(size("table")+size("scale")) + size("group")
+	level := int64(4)
+	if t.Half {
+		level = 2
+	}
+	n := (size("q")*int64(t.Bits)+7)/8 + level*size("table") + 4*size("scale")
+	if p := param("group"); p != nil {
+		group := p.Data()
+		each := (int64(len(group))*int64(bits.Len(uint(t.Groups-1))) + 7) / 8
+		if slices.IsSorted(group) {
+			each = min(each, 4*int64(t.Groups-1))
+		}
+		n += each
+	}
+	return n
 }
 
 // TableWeights are a weight's indices and tables on the host, row-major, output channel first.
@@ -95,6 +118,7 @@ type TableWeights struct {
 	Tables [][]float32 // one or more, all of one length
 	Group  []uint8     // table of each output channel; nil: the first
 	Scale  []float32   // factor of each output channel; nil: 1
+	Half   bool        // Store rounds the levels to half precision
 }
 
 // Check reports what does not fit.
@@ -154,10 +178,18 @@ func (w *TableWeights) Store() (Table, map[string]*tensors.Tensor, error) {
 		return Table{}, nil, err
 	}
 	levels := len(w.Tables[0])
-	r := Table{Bits: w.Bits, Levels: levels, Groups: len(w.Tables), Scaled: w.Scale != nil}
+	r := Table{Bits: w.Bits, Levels: levels, Groups: len(w.Tables), Scaled: w.Scale != nil, Half: w.Half}
+	table := slices.Concat(w.Tables...)
+	if w.Half {
+		for i, v := range table {
+			if table[i] = half.FromF16(half.ToF16(v)); math.IsInf(float64(table[i]), 0) {
+				return Table{}, nil, fmt.Errorf("quant: level %g does not fit half precision", v)
+			}
+		}
+	}
 	p := map[string]*tensors.Tensor{
 		"q":     tensors.FromFlatDataAndDimensions(slices.Clone(w.Codes), w.Shape...),
-		"table": tensors.FromFlatDataAndDimensions(slices.Concat(w.Tables...), len(w.Tables), levels),
+		"table": tensors.FromFlatDataAndDimensions(table, len(w.Tables), levels),
 	}
 	if len(w.Tables) > 1 {
 		p["group"] = tensors.FromFlatDataAndDimensions(slices.Clone(w.Group), len(w.Group))
@@ -218,7 +250,17 @@ func (t Table) ExportWeight(e *onnx.Emitter, n *nn.Node, perm []int) (string, er
 		index = e.Node("Add", n.Name+"/place", []string{index, e.Codes(base+"/group", onnx.Int32, first, rows, 1)})
 	}
 	levels := table.Data()
-	w := e.Node("Gather", n.Name+"/levels", []string{e.Floats(base+"/table", levels, len(levels)), index})
+	var tables string
+	if t.Half {
+		raw := make([]byte, 0, 2*len(levels))
+		for _, v := range levels {
+			raw = binary.LittleEndian.AppendUint16(raw, half.ToF16(v))
+		}
+		tables = e.Node("Cast", n.Name+"/tables", []string{e.Initializer(base+"/table", onnx.Float16, []int{len(levels)}, raw)}, onnx.Int("to", int(onnx.Float32)))
+	} else {
+		tables = e.Floats(base+"/table", levels, len(levels))
+	}
+	w := e.Node("Gather", n.Name+"/levels", []string{tables, index})
 	if t.Scaled {
 		scale := net.Param(n, "scale")
 		if scale == nil {

@@ -51,7 +51,7 @@ func TestTableDecodesAlikeOnHostAndInTheGraph(t *testing.T) {
 		}
 	}
 	bytes := r.StoredBytes(func(local string) *nn.Param { return net.Param(net.Node("fc"), local) })
-	if bytes != 3+4*(6+3)+3 { // 12 indices of 2 bits, 6 levels and 3 scales, 3 groups
+	if bytes != 3+4*(6+3)+1 { // 12 indices of 2 bits, 6 levels and 3 scales, 3 groups of 1 bit
 		t.Errorf("%d bytes", bytes)
 	}
 }

@@ -16,7 +16,7 @@ import (
 // Uniform stores a site's weight as integer codes with scales and zero points: W = (code - zero) * scale. Parameters:
 // "q", the codes (uint8, of the weight's shape), "scale" and "zero" (float32, one per group).
 type Uniform struct {
-	Bits  int // 2 to 8
+	Bits  int // 2 to 8, or 1 with zero points between the codes
 	Axis  int // 0: a scale per output channel; -1: one for the whole weight
 	Group int // with axis 0: a scale per block of that many consecutive weights of a row; 0: per row
 }
@@ -28,6 +28,9 @@ var (
 
 // Kind returns "uniform".
 func (Uniform) Kind() string { return "uniform" }
+
+// WeightBits are the bits of a code.
+func (u Uniform) WeightBits() int { return u.Bits }
 
 func (u Uniform) groups(w shapes.Shape) int {
 	switch {
@@ -92,6 +95,14 @@ func (u Uniform) Grid(net *nn.Network, site *nn.Node) (Affine, error) {
 func (a Affine) Store(w []float32, shape []int) (Uniform, map[string]*tensors.Tensor, error) {
 	codes, err := a.Codes(w, shape)
 	if err != nil {
+		return Uniform{}, nil, err
+	}
+	return a.StoreCodes(codes, shape)
+}
+
+// StoreCodes is Store of a weight whose codes are chosen already.
+func (a Affine) StoreCodes(codes []int32, shape []int) (Uniform, map[string]*tensors.Tensor, error) {
+	if _, err := a.layout(len(codes), shape); err != nil {
 		return Uniform{}, nil, err
 	}
 	q := make([]uint8, len(codes))
@@ -178,7 +189,20 @@ func install(net *nn.Network, n *nn.Node, r nn.Repr, params map[string]*tensors.
 	return nil
 }
 
-func widen(x []float32) []float64 {
+// storeOnGrid stores a site's weight on a grid and returns ‖W_q − W‖²/‖W‖².
+func storeOnGrid(net *nn.Network, n *nn.Node, s *Site, grid Affine) (float64, error) {
+	r, params, err := grid.Store(s.Weight, s.Shape)
+	if err != nil {
+		return 0, err
+	}
+	fq, err := grid.FakeQuant(s.Weight, s.Shape)
+	if err != nil {
+		return 0, err
+	}
+	return compress.RelativeError(s.Weight, fq), install(net, n, r, params)
+}
+
+func widen[F float32 | float64](x []F) []float64 {
 	out := make([]float64, len(x))
 	for i, v := range x {
 		out[i] = float64(v)

@@ -107,16 +107,16 @@ func Page(text string, o PageOptions) (*image.RGBA, error) {
 		}
 	}
 	if o.Scan {
-		page = scan(page, rng.New(o.Seed, "scan"))
+		page = scanned(page, rng.New(o.Seed, "scan"), 6)
 	}
 	return page, nil
 }
 
-// scan degrades a page.
-func scan(page *image.RGBA, r *rng.Rand) *image.RGBA {
+// scanned degrades a page, which lies up to so many degrees askew.
+func scanned(page *image.RGBA, r *rng.Rand, askew float64) *image.RGBA {
 	b := page.Bounds()
 	w, h := float64(b.Dx()), float64(b.Dy())
-	angle := (2*r.Float64() - 1) * 6 * math.Pi / 180
+	angle := (2*r.Float64() - 1) * askew * math.Pi / 180
 	cos, sin := math.Cos(angle), math.Sin(angle)
 	out := image.NewRGBA(b)
 	draw.Draw(out, b, image.NewUniform(page.At(0, 0)), image.Point{}, draw.Src)

@@ -32,3 +32,43 @@ func TestEveryHalfIsItsValue(t *testing.T) {
 		}
 	}
 }
+
+// TestRoundingToHalf finds every half again, and rounds what lies between two of them to the nearer, or to the even one.
+func TestRoundingToHalf(t *testing.T) {
+	for h := range 0x7c00 {
+		for sign := uint16(0); sign <= 0x8000; sign += 0x8000 {
+			a := uint16(h) | sign
+			x := half.FromF16(a)
+			if got := half.ToF16(x); got != a {
+				t.Fatalf("%g is %#04x, want %#04x", x, got, a)
+			}
+			next := float32(65536)
+			if h < 0x7bff {
+				next = half.FromF16(uint16(h) + 1)
+			}
+			if sign != 0 {
+				next = -next
+			}
+			even := a + a&1
+			for _, c := range []struct {
+				x    float32
+				want uint16
+			}{{x + .25*(next-x), a}, {x + .5*(next-x), even}, {x + .75*(next-x), a + 1}} {
+				if got := half.ToF16(c.x); got != c.want {
+					t.Fatalf("%g is %#04x, want %#04x", c.x, got, c.want)
+				}
+			}
+			if sign == 0x8000 {
+				break
+			}
+		}
+	}
+	for x, want := range map[float32]uint16{float32(math.Inf(1)): 0x7c00, float32(math.Inf(-1)): 0xfc00, 1e30: 0x7c00, 1e-30: 0} {
+		if got := half.ToF16(x); got != want {
+			t.Errorf("%g is %#04x, want %#04x", x, got, want)
+		}
+	}
+	if got := half.ToF16(float32(math.NaN())); got&0x7c00 != 0x7c00 || got&0x3ff == 0 {
+		t.Errorf("NaN is %#04x", got)
+	}
+}

@@ -5,6 +5,7 @@ package linalg
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"gonum.org/v1/gonum/mat"
 )
@@ -92,18 +93,38 @@ func InverseUpper(c *mat.Cholesky) (*mat.TriDense, error) {
 }
 
 // Gram accumulates XᵀX of rows x [n, d] into s: the raw second moment, not divided by anything.
-func Gram(s *mat.SymDense, x []float32, d int) error {
+func Gram[F float32 | float64](s *mat.SymDense, x []F, d int) error {
 	if s.SymmetricDim() != d || d == 0 || len(x)%d != 0 {
 		return fmt.Errorf("linalg: %d values are no rows of %d for a matrix of order %d", len(x), d, s.SymmetricDim())
 	}
-	const block = 256 // rows at a time: the copy in float64 stays small
-	buf := make([]float64, 0, block*d)
-	for from := 0; from < len(x); from += block * d {
-		buf = buf[:0]
-		for _, v := range x[from:min(from+block*d, len(x))] {
-			buf = append(buf, float64(v))
-		}
-		s.SymRankK(s, 1, mat.NewDense(len(buf)/d, d, buf).T())
+	for part := range slices.Chunk(x, block*d) {
+		s.SymRankK(s, 1, dense(part, d).T())
 	}
 	return nil
+}
+
+// Cross accumulates YᵀX of rows y [n, r] and x [n, d] into s [r, d].
+func Cross[F float32 | float64](s *mat.Dense, y, x []F, d int) error {
+	r, c := s.Dims()
+	if c != d || d == 0 || r == 0 || len(x)%d != 0 || len(y) != len(x)/d*r {
+		return fmt.Errorf("linalg: %d and %d values are no rows of %d and %d", len(y), len(x), r, d)
+	}
+	var product mat.Dense
+	for from := 0; from < len(x)/d; from += block {
+		to := min(from+block, len(x)/d)
+		product.Mul(dense(y[from*r:to*r], r).T(), dense(x[from*d:to*d], d))
+		s.Add(s, &product)
+	}
+	return nil
+}
+
+const block = 256 // rows at a time: the copy in float64 stays small
+
+// dense copies rows of d values.
+func dense[F float32 | float64](x []F, d int) *mat.Dense {
+	v := make([]float64, len(x))
+	for i, f := range x {
+		v[i] = float64(f)
+	}
+	return mat.NewDense(len(x)/d, d, v)
 }

@@ -164,7 +164,7 @@ func SSIM(a, b []float32, h, w int, peak float64) (float64, error) {
 }
 
 // SoftmaxKL is the mean over rows of KL(softmax(p) ‖ softmax(q)) in nats, of logits [rows, classes].
-func SoftmaxKL(p, q []float32, classes int) (float64, error) {
+func SoftmaxKL[F Float](p, q []F, classes int) (float64, error) {
 	if classes < 1 || len(p) != len(q) || len(p) == 0 || len(p)%classes != 0 {
 		return 0, fmt.Errorf("metric: divergence of %d and %d logits in rows of %d classes", len(p), len(q), classes)
 	}
@@ -183,8 +183,30 @@ func SoftmaxKL(p, q []float32, classes int) (float64, error) {
 	return max(total, 0) / float64(len(p)/classes), nil
 }
 
+// KL is the mean over rows of KL(p ‖ q) in nats, of distributions [rows, classes]. Values below 1e-12 count as 1e-12, and
+// every row is divided by its sum: SoftmaxKL of the logarithms, without an exponential.
+func KL[F Float](p, q []F, classes int) (float64, error) {
+	if classes < 1 || len(p) != len(q) || len(p) == 0 || len(p)%classes != 0 {
+		return 0, fmt.Errorf("metric: divergence of %d and %d probabilities in rows of %d classes", len(p), len(q), classes)
+	}
+	const floor = 1e-12
+	total := 0.
+	for i := 0; i < len(p); i += classes {
+		var sum, zp, zq float64
+		for j, v := range p[i : i+classes] {
+			a, b := max(float64(v), floor), max(float64(q[i+j]), floor)
+			zp, zq = zp+a, zq+b
+			if a != b {
+				sum += a * math.Log(a/b)
+			}
+		}
+		total += sum/zp + math.Log(zq/zp)
+	}
+	return max(total, 0) / float64(len(p)/classes), nil
+}
+
 // logSumExp is log Σ exp(x) without overflow; -Inf of nothing.
-func logSumExp(x []float32) float64 {
+func logSumExp[F Float](x []F) float64 {
 	m := math.Inf(-1)
 	for _, v := range x {
 		m = max(m, float64(v))

@@ -104,6 +104,32 @@ func TestSoftmaxKL(t *testing.T) {
 	}
 }
 
+func TestKLIsSoftmaxKLOfTheLogarithms(t *testing.T) {
+	p := []float64{.7, .2, .1, 0, .25, .25, .25, .25, 1, 0, 0, 0}
+	q := []float64{.1, .2, .3, .4, .25, .25, .25, .25, .5, .5, 1e-9, 0}
+	logs := func(x []float64) []float64 {
+		out := make([]float64, len(x))
+		for i, v := range x {
+			out[i] = math.Log(max(v, 1e-12))
+		}
+		return out
+	}
+	want, err := SoftmaxKL(logs(p), logs(q), 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := KL(p, q, 4)
+	if err != nil || math.Abs(got-want) > 1e-12 {
+		t.Errorf("%g, want %g (%v)", got, want, err)
+	}
+	if same, err := KL(p, p, 4); err != nil || same != 0 {
+		t.Errorf("a divergence of %g from itself (%v)", same, err)
+	}
+	if _, err := KL(p, q[:4], 4); err == nil {
+		t.Error("distributions of different lengths: no error")
+	}
+}
+
 func TestCosine(t *testing.T) {
 	for _, c := range []struct {
 		a, b []float32

@@ -108,3 +108,12 @@ func TestLogSumExp(t *testing.T) {
 	Softmax(p, p)
 	near(t, "softmax", p[0]+p[1]+p[2], 1, 1e-12)
 }
+
+func TestGoldenSectionNarrowsAMinimum(t *testing.T) {
+	for _, at := range []float64{0, .1, .618, 1} {
+		f := func(x float64) float64 { return math.Abs(x - at) }
+		if got := GoldenSection(f, 0, 1, 30); math.Abs(got-at) > 1e-6 {
+			t.Errorf("minimum at %g, found at %g", at, got)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/bench"
 	"github.com/lathe-ml/lathe/lab/normtable"
+	"github.com/lathe-ml/lathe/lab/quanttable"
 	"github.com/lathe-ml/lathe/lab/report"
 )
 
@@ -204,6 +205,14 @@ func Write(root string, check bool) (changed []string, err error) {
 		if err := fill("docs/guides/norms.md", tables, true); err != nil {
 			return nil, err
 		}
+	}
+	switch t, err := quanttable.Read(filepath.Join(root, "docs", "guides", "quantisers.json")); {
+	case err == nil:
+		if err := fill("docs/guides/quantisers.md", t.Markdown(), true); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
 	}
 	for _, name := range order {
 		path := filepath.Join(root, filepath.FromSlash(name))

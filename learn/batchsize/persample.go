@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
 	"github.com/gomlx/gomlx/core/graph"
 
@@ -236,7 +235,7 @@ func (t *tapper) taps(n *nn.Node, delta *graph.Node) []LayerTap {
 		add("w", LayerTap{A: graph.Reshape(single(x), t.batch, -1, in), Delta: rows})
 		bias("b")
 	case nn.Conv:
-		add("w", LayerTap{A: patches(op, single(x), delta.Shape().Dimensions[1:delta.Rank()-1]), Delta: rows})
+		add("w", LayerTap{A: op.Patches(single(x)), Delta: rows})
 		bias("b")
 	case nn.Embedding: // a row per symbol: one-hot vectors stand where a layer's output gradients do
 		hot := graph.OneHot(x, op.N, dtypes.Float32)
@@ -256,45 +255,6 @@ func single(x *graph.Node) *graph.Node {
 		return x
 	}
 	return graph.ConvertDType(x, dtypes.Float32)
-}
-
-// patches are what a kernel meets at every output position: [batch, T, k…·in], in the order of the kernel's axes.
-func patches(op nn.Conv, x *graph.Node, out []int) *graph.Node {
-	n := len(op.Kernel)
-	at := func(v []int, i int) int {
-		if i < len(v) {
-			return max(v[i], 1)
-		}
-		return 1
-	}
-	if len(op.Pad) > 0 {
-		axes := make([]compute.PadAxis, n+2)
-		for i, p := range op.Pad {
-			axes[i+1] = compute.PadAxis{Start: p[0], End: p[1]}
-		}
-		x = graph.Pad(x, graph.ScalarZero(x.Graph(), x.DType()), axes...)
-	}
-	batch, channels := x.Shape().Dimensions[0], x.Shape().Dimensions[n+1]
-	var parts []*graph.Node
-	off := make([]int, n)
-	for {
-		spec := []graph.SliceAxisSpec{graph.AxisRange()}
-		for i := range n {
-			from := off[i] * at(op.Dilation, i)
-			spec = append(spec, graph.AxisRange(from, from+(out[i]-1)*at(op.Stride, i)+1).Stride(at(op.Stride, i)))
-		}
-		parts = append(parts, graph.Reshape(graph.Slice(x, append(spec, graph.AxisRange())...), batch, -1, channels))
-		i := n - 1
-		for ; i >= 0; i-- {
-			if off[i]++; off[i] < op.Kernel[i] {
-				break
-			}
-			off[i] = 0
-		}
-		if i < 0 {
-			return graph.Concatenate(parts, -1)
-		}
-	}
 }
 
 // What probes observe, by name: one value per tensor in the order of their names, or all coordinates one after another.

@@ -13,8 +13,8 @@ import (
 //	W' = W·g/√(var+eps),  b' = (b − mean)·g/√(var+eps) + bias
 //
 // A norm is left alone when its producer is no such layer, stores its weight other than plainly, shares it, or has
-// another reader. The layer takes the norm's value name, so taps that mention it go on working. It returns the names
-// of the norms that were folded.
+// another reader. The layer keeps its node name, so that what was said of it by name still holds, and its value takes the
+// name of the norm's, so that taps that mention it go on working. It returns the names of the norms that were folded.
 func BatchNorm(n *nn.Network) (folded []string, err error) {
 	for _, bn := range append([]*nn.Node{}, n.Nodes...) {
 		op, ok := bn.Op.(nn.BatchNorm)
@@ -32,11 +32,12 @@ func BatchNorm(n *nn.Network) (folded []string, err error) {
 		if err := intoProducer(n, bn, prod, scale, shift); err != nil {
 			return folded, err
 		}
-		name := bn.Name
+		name, layer := bn.Name, prod.Name
 		bn.In = bn.In[:1] // a mask matters while training only
 		if err := n.Bypass(name); err != nil {
 			return folded, err
 		}
+		prod.Name = layer
 		folded = append(folded, name)
 	}
 	return folded, nil

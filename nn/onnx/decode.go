@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/lathe-ml/lathe/internal/half"
@@ -106,24 +105,11 @@ func (n *node) input(i int) string {
 
 // decode parses the messages and checks structure: operator set, names, order, sizes of tensors.
 func decode(b []byte) (*graph, error) {
-	if len(b) > maxFile {
-		return nil, fmt.Errorf("%d bytes are more than an ONNX file can have (2 GiB)", len(b))
-	}
-	need, err := weigh((&pb.ModelProto{}).ProtoReflect().Descriptor(), b, 0)
+	m, err := decodeModel(b)
 	if err != nil {
-		return nil, fmt.Errorf("this is not an ONNX model: %w", err)
+		return nil, err
 	}
-	if limit := 2*int64(len(b)) + slackBytes; need > limit {
-		return nil, fmt.Errorf("decoding its %d bytes would take %d bytes of memory, more than twice as much; if the file is sound, save it again with tensors in raw_data", len(b), need)
-	}
-	m := &pb.ModelProto{}
-	if err := (proto.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: maxDepth + 8}).Unmarshal(b, m); err != nil {
-		return nil, fmt.Errorf("this is not an ONNX model: %w", err)
-	}
-	if m.Graph == nil {
-		return nil, errors.New("this is not an ONNX model: it has no graph")
-	}
-	g := &graph{values: map[string]*value{}, meta: map[string]string{}, budget: int64(len(b)/2) + slackBytes/4}
+	g := &graph{values: map[string]*value{}, meta: map[string]string{}, budget: int64(len(b)/2) + slackBytes/4 + 3*storedCodes(m.Graph)}
 	for _, o := range m.OpsetImport {
 		if o.GetDomain() == "" || o.GetDomain() == "ai.onnx" {
 			g.opset = int(o.GetVersion())
@@ -136,6 +122,30 @@ func decode(b []byte) (*graph, error) {
 		g.meta[p.GetKey()] = p.GetValue()
 	}
 	return g, g.load(m.Graph)
+}
+
+// storedCodes counts the small integers whose data are in the file. A quantised weight is widened to floats, put in shape
+// and transposed, each once: a file of n codes may ask for that many values more than its size lets others.
+func storedCodes(p *pb.GraphProto) (n int64) {
+	count := func(t *pb.TensorProto) {
+		switch pb.TensorProto_DataType(t.GetDataType()) {
+		case pb.TensorProto_INT8, pb.TensorProto_UINT8:
+			n += int64(len(t.RawData))
+		case pb.TensorProto_INT4, pb.TensorProto_UINT4:
+			n += 2 * int64(len(t.RawData))
+		}
+	}
+	for _, t := range p.Initializer {
+		count(t)
+	}
+	for _, x := range p.Node {
+		for _, a := range x.Attribute {
+			if t := a.GetT(); t != nil {
+				count(t)
+			}
+		}
+	}
+	return n
 }
 
 func (g *graph) load(p *pb.GraphProto) error {

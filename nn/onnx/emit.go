@@ -151,6 +151,7 @@ type DataType int32
 // The element types that are written.
 const (
 	Float32 = DataType(pb.TensorProto_FLOAT)
+	Float16 = DataType(pb.TensorProto_FLOAT16)
 	Float64 = DataType(pb.TensorProto_DOUBLE)
 	Uint8   = DataType(pb.TensorProto_UINT8)
 	Int8    = DataType(pb.TensorProto_INT8)

@@ -14,8 +14,6 @@ package onnx
 
 import (
 	"fmt"
-	"io"
-	"os"
 	"slices"
 
 	"github.com/lathe-ml/lathe/nn"
@@ -35,21 +33,9 @@ type Options struct {
 
 // ReadFile reads a model.
 func ReadFile(path string, o Options) (*nn.Network, error) {
-	f, err := os.Open(path)
+	b, err := readModelFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("onnx: %w", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("onnx: %w", err)
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxFile {
-		return nil, fmt.Errorf("onnx: %s is no regular file of at most 2 GiB", path)
-	}
-	b := make([]byte, st.Size())
-	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, fmt.Errorf("onnx: reading %s: %w", path, err)
+		return nil, err
 	}
 	n, err := Read(b, o)
 	if err != nil {

@@ -8,14 +8,12 @@ import (
 
 	"github.com/gomlx/gomlx/core/tensors"
 
-	"github.com/lathe-ml/lathe/data"
 	method "github.com/lathe-ml/lathe/design/norm"
 	"github.com/lathe-ml/lathe/internal/stat"
 	"github.com/lathe-ml/lathe/lab"
 	"github.com/lathe-ml/lathe/lab/exp/recipe"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/nn"
-	"github.com/lathe-ml/lathe/nn/gguf"
 	"github.com/lathe-ml/lathe/nn/zoo"
 )
 
@@ -224,20 +222,11 @@ func LayerNormScaling() lab.Experiment {
 // pretrainedDepth removes each layer of a pretrained language model in turn.
 func pretrainedDepth(ctx context.Context, t *lab.Trial) error {
 	z := depthSizesOf(t.Scale, 0)
-	path, err := data.Path(ctx, "smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf")
+	m, err := recipe.NewSmolLM2(ctx, 0)
 	if err != nil {
 		return err
 	}
-	f, err := gguf.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	net, err := f.Decoder()
-	if err != nil {
-		return err
-	}
-	batch, err := passages(ctx, f, z.Passages, z.Tokens)
+	batch, err := m.Passages(ctx, z.Passages, z.Tokens)
 	if err != nil {
 		return err
 	}
@@ -245,7 +234,7 @@ func pretrainedDepth(ctx context.Context, t *lab.Trial) error {
 	if t.Scale == lab.Smoke {
 		o.Remove = []int{1, 16, 30}
 	}
-	d, err := method.DepthReport(ctx, t.Backend, net, [][]*tensors.Tensor{batch}, o)
+	d, err := method.DepthReport(ctx, t.Backend, m.Net, [][]*tensors.Tensor{batch}, o)
 	if err != nil {
 		return err
 	}
@@ -261,30 +250,4 @@ func pretrainedDepth(ctx context.Context, t *lab.Trial) error {
 	t.Record("removal_deep", stat.Quantile(d.Removal[15:29], .5))
 	t.Record("removal_last", d.Removal[29])
 	return nil
-}
-
-// passages are disjoint passages of English prose in the model's own tokens, spread over the text: inputs and next tokens.
-func passages(ctx context.Context, f *gguf.File, count, length int) ([]*tensors.Tensor, error) {
-	tokenizer, err := f.Tokenizer()
-	if err != nil {
-		return nil, err
-	}
-	text, err := data.Austen(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var in, next []int32
-	for i := range count {
-		at := i * (len(text) / count)
-		ids, err := tokenizer.Encode(string(text[at : at+8*length]))
-		if err != nil {
-			return nil, err
-		}
-		if len(ids) < length+2 {
-			return nil, fmt.Errorf("a passage has %d tokens, want %d", len(ids), length+2)
-		}
-		ids = ids[1:] // the first word may be cut
-		in, next = append(in, ids[:length]...), append(next, ids[1:length+1]...)
-	}
-	return []*tensors.Tensor{tensors.FromFlatDataAndDimensions(in, count, length), tensors.FromFlatDataAndDimensions(next, count, length)}, nil
 }

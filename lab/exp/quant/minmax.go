@@ -140,7 +140,7 @@ func newPages(ctx context.Context, t *lab.Trial) (*pages, error) {
 	}
 	var calib, test []float32
 	if err := draws(z.Calibration, 1<<20, func(page *image.RGBA) error {
-		calib = appendPage(calib, render.Rotate(page, len(calib)/(3*224*224)%4))
+		calib = AppendPage(calib, render.Rotate(page, len(calib)/(3*224*224)%4))
 		return nil
 	}); err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func newPages(ctx context.Context, t *lab.Trial) (*pages, error) {
 	if err := draws(z.Pages, 0, func(page *image.RGBA) error {
 		for q := range 4 {
 			turned := render.Rotate(page, q)
-			test = appendPage(test, turned)
+			test = AppendPage(test, turned)
 			p.labels = append(p.labels, q)
 			if q == 1 && p.sample == nil {
 				p.sample = turned
@@ -168,9 +168,9 @@ func newPages(ctx context.Context, t *lab.Trial) (*pages, error) {
 	return p, nil
 }
 
-// appendPage appends a page as the network takes it: short side 256, centre crop of 224, ImageNet's mean and deviation,
+// AppendPage appends a page as doc-orientation takes it: short side 256, centre crop of 224, ImageNet's mean and deviation,
 // channels first.
-func appendPage(x []float32, page *image.RGBA) []float32 {
+func AppendPage(x []float32, page *image.RGBA) []float32 {
 	b := page.Bounds()
 	f := 256 / float64(min(b.Dx(), b.Dy()))
 	small := image.NewRGBA(image.Rect(0, 0, int(f*float64(b.Dx())+.5), int(f*float64(b.Dy())+.5)))

@@ -12,7 +12,7 @@ import (
 )
 
 // Experiments lists the experiments of this package.
-var Experiments = []lab.Experiment{RepQViT, MinMax}
+var Experiments = []lab.Experiment{RepQViT, RepQuant, DopQViT, MinMax, AdaQuant, OFQ, ZeroQ, NUPES(), JLCM(), DenseShift(), TinyTraining()}
 
 const calibrationImages = 32
 
@@ -106,26 +106,8 @@ func repqArms() []lab.Arm {
 
 // quantise runs one configuration on the seed's calibration images.
 func quantise(q method.RepQViT, version string) func(ctx context.Context, t *lab.Trial) error {
-	return func(ctx context.Context, t *lab.Trial) error {
-		b, err := shared(ctx, t)
-		if err != nil {
-			return err
-		}
-		calib, err := b.calibration(t.Seed, calibrationImages)
-		if err != nil {
-			return err
-		}
-		q.SkipSiteErrors = true
-		res, err := q.Compress(ctx, t.Backend, b.nets[version], calib)
-		if err != nil {
-			return err
-		}
-		logits, _, err := compress.Evaluate(ctx, t.Backend, res.Network, b.test, evalBatch)
-		if err != nil {
-			return err
-		}
-		return record(t, b, res.Network, logits)
-	}
+	q.SkipSiteErrors = true
+	return compressed(q, version, calibrationImages)
 }
 
 // record keeps accuracy, distance of the logits to the float network's, agreement and size.
@@ -152,54 +134,75 @@ func attentionMaps(ctx context.Context, t *lab.Trial) error {
 	if err != nil {
 		return err
 	}
-	net := b.nets["plain"]
-	var probs []string
-	for _, n := range net.Nodes {
-		if _, ok := n.Op.(nn.Softmax); ok {
-			probs = append(probs, n.Out[0])
-		}
-	}
-	calib, err := b.calibration(t.Seed, calibrationImages)
-	if err != nil {
-		return err
-	}
-	fit, _, err := compress.Capture(ctx, t.Backend, net, calib, calibrationImages, probs...)
-	if err != nil {
-		return err
-	}
-	held, err := b.test.Slice(0, min(256, b.test.Len()), 0)
-	if err != nil {
-		return err
-	}
-	judge, _, err := compress.Capture(ctx, t.Backend, net, held, calibrationImages, probs...)
+	maps, err := b.attention(ctx, t)
 	if err != nil {
 		return err
 	}
 	worst := 0.
-	for i := range probs {
-		half, err := method.CalibrateLogSqrt2(fit[i], 4)
+	for i := range maps.nodes {
+		half, err := method.CalibrateLogSqrt2(maps.fit[i], 4)
 		if err != nil {
 			return err
 		}
-		whole, err := method.CalibrateLog2(fit[i], 4)
+		whole, err := method.CalibrateLog2(maps.fit[i], 4)
 		if err != nil {
 			return err
 		}
-		h, err := half.FakeQuant(judge[i])
+		h, err := half.FakeQuant(maps.held[i])
 		if err != nil {
 			return err
 		}
-		w, err := whole.FakeQuant(judge[i])
+		w, err := whole.FakeQuant(maps.held[i])
 		if err != nil {
 			return err
 		}
-		mh, mw := meanSquare(judge[i], h), meanSquare(judge[i], w)
+		mh, mw := meanSquare(maps.held[i], h), meanSquare(maps.held[i], w)
 		t.Record(fmt.Sprintf("block %d: MSE log√2", i), mh)
 		t.Record(fmt.Sprintf("block %d: MSE log2", i), mw)
 		worst = math.Max(worst, mh/mw)
 	}
 	t.Record("worst block: log√2 over log2", worst)
 	return nil
+}
+
+// attentionImages is on how many test images attention probabilities are judged.
+const attentionImages = 256
+
+// attentionProbabilities are the attention probabilities of the plain network's blocks.
+type attentionProbabilities struct {
+	nodes     []string
+	fit, held [][]float32 // of each block, on the calibration images and on test images
+}
+
+// attention captures the attention probabilities of the seed's calibration images and of test images.
+func (b *bench) attention(ctx context.Context, t *lab.Trial) (*attentionProbabilities, error) {
+	v, err := t.Shared("attention", func() (any, error) {
+		net := b.nets["plain"]
+		a := &attentionProbabilities{}
+		var values []string
+		for _, n := range net.Nodes {
+			if _, ok := n.Op.(nn.Softmax); ok {
+				a.nodes, values = append(a.nodes, n.Name), append(values, n.Out[0])
+			}
+		}
+		calib, err := b.calibration(t.Seed, calibrationImages)
+		if err != nil {
+			return nil, err
+		}
+		if a.fit, _, err = compress.Capture(ctx, t.Backend, net, calib, calibrationImages, values...); err != nil {
+			return nil, err
+		}
+		held, err := b.test.Slice(0, min(attentionImages, b.test.Len()), 0)
+		if err != nil {
+			return nil, err
+		}
+		a.held, _, err = compress.Capture(ctx, t.Backend, net, held, calibrationImages, values...)
+		return a, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return v.(*attentionProbabilities), nil
 }
 
 func meanSquare(a, b []float32) float64 {

@@ -110,25 +110,7 @@ func mirror(x []float32, width, channels int) {
 // SpreadFactor makes channel ranges differ by up to its square, 36 times, as in DeiT-S.
 const SpreadFactor = 6
 
-// bench is what all arms of one seed share.
-type bench struct {
-	nets   map[string]*nn.Network // "plain" and "spread": the same function
-	train  *data.Images
-	test   compress.Examples
-	labels []int
-	logits []float32 // of the float network on the test images
-	width  int
-}
-
-// testImages is how many images an arm is judged on.
-func testImages(s lab.Scale) int {
-	if s == lab.Smoke {
-		return 256
-	}
-	return 10_000
-}
-
-// shared prepares the bench once per seed; the network is trained once for all seeds.
+// shared prepares the bench of ViT-A, "plain", "spread" and "outliers", once per seed; the network is trained once for all seeds.
 func shared(ctx context.Context, t *lab.Trial) (*bench, error) {
 	v, err := t.Shared("vit-a", func() (any, error) {
 		r := ViTA(t.Scale)
@@ -142,25 +124,11 @@ func shared(ctx context.Context, t *lab.Trial) (*bench, error) {
 		if _, err := method.SpreadChannels(spread, SpreadFactor, 0); err != nil {
 			return nil, err
 		}
-		b := &bench{nets: map[string]*nn.Network{"plain": net, "spread": spread}}
-		if b.train, err = data.FashionMNIST(ctx, true); err != nil {
+		outliers := net.Clone()
+		if _, err := method.OutlierChannels(outliers, outlierChannels, outlierFactor, 0); err != nil {
 			return nil, err
 		}
-		test, err := data.FashionMNIST(ctx, false)
-		if err != nil {
-			return nil, err
-		}
-		test = test.First(testImages(t.Scale))
-		x, err := test.Float32(nil)
-		if err != nil {
-			return nil, err
-		}
-		b.test = compress.Examples{x}
-		for _, l := range test.Labels {
-			b.labels = append(b.labels, int(l))
-		}
-		b.logits, b.width, err = compress.Evaluate(ctx, t.Backend, net, b.test, evalBatch)
-		return b, err
+		return newBench(ctx, t, map[string]*nn.Network{"plain": net, "spread": spread, "outliers": outliers})
 	})
 	if err != nil {
 		return nil, err
@@ -168,10 +136,25 @@ func shared(ctx context.Context, t *lab.Trial) (*bench, error) {
 	return v.(*bench), nil
 }
 
-const evalBatch = 250
-
-// calibration draws the calibration images of a seed from the training set, by index.
-func (b *bench) calibration(seed uint64, n int) (compress.Examples, error) {
-	x, err := b.train.Float32(rng.New(seed, "calibration").Perm(b.train.N)[:n])
-	return compress.Examples{x}, err
+// compressed runs a method on a version of ViT-A with the seed's calibration images, and judges what comes out.
+func compressed(m compress.Method, version string, images int) func(ctx context.Context, t *lab.Trial) error {
+	return func(ctx context.Context, t *lab.Trial) error {
+		b, err := shared(ctx, t)
+		if err != nil {
+			return err
+		}
+		calib, err := b.calibration(t.Seed, images)
+		if err != nil {
+			return err
+		}
+		res, err := m.Compress(ctx, t.Backend, b.nets[version], calib)
+		if err != nil {
+			return err
+		}
+		logits, _, err := compress.Evaluate(ctx, t.Backend, res.Network, b.test, evalBatch)
+		if err != nil {
+			return err
+		}
+		return record(t, b, res.Network, logits)
+	}
 }

@@ -1,0 +1,231 @@
+package tiny
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/lathe-ml/lathe/internal/rng"
+	"github.com/lathe-ml/lathe/learn/optim"
+)
+
+// Examples are labelled inputs of a network, each a case's values in the order of the network's input. It keeps what
+// frozen layers make of them, so that training and judging the trained part alone does not compute them again; a device
+// has no room for that. Not for concurrent use.
+type Examples struct {
+	X      [][]float32
+	Labels []int
+
+	kept map[keptKey][][]float32
+}
+
+type keptKey struct {
+	base *Net
+	cut  string
+}
+
+// Len is the number of cases.
+func (e *Examples) Len() int { return len(e.X) }
+
+// Pick returns the cases of the given indices; they share their values.
+func (e *Examples) Pick(idx []int) *Examples {
+	out := &Examples{}
+	for _, i := range idx {
+		out.X, out.Labels = append(out.X, e.X[i]), append(out.Labels, e.Labels[i])
+	}
+	return out
+}
+
+// Forget drops what is kept of frozen layers.
+func (e *Examples) Forget() { e.kept = nil }
+
+func (e *Examples) check(classes int) error {
+	if len(e.X) == 0 {
+		return ErrEmpty
+	}
+	if len(e.Labels) != len(e.X) {
+		return fmt.Errorf("tiny: %d labels for %d cases", len(e.Labels), len(e.X))
+	}
+	for i, l := range e.Labels {
+		if l < 0 || l >= classes {
+			return fmt.Errorf("tiny: label %d of case %d; the classifier has %d classes", l, i, classes)
+		}
+	}
+	return nil
+}
+
+// frozen computes what the operations in front of the program's cut give for every case, once for a network and a cut.
+func (p *Program) frozen(ctx context.Context, base *Net, e *Examples) ([][]float32, error) {
+	key := keptKey{base: base}
+	size := 0
+	for _, b := range p.live {
+		key.cut += b.Name + "\x00"
+		size += p.words[b]
+	}
+	if k, ok := e.kept[key]; ok {
+		return k, nil
+	}
+	out := make([][]float32, len(e.X))
+	for i, x := range e.X {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if err := p.net.quantizeInput(p.at(p.in), x); err != nil {
+			return nil, fmt.Errorf("case %d: %w", i, err)
+		}
+		for _, o := range p.ops[:p.cut] {
+			o.run()
+		}
+		row := make([]float32, 0, size)
+		for _, b := range p.live {
+			row = append(row, p.at(b)...)
+		}
+		out[i] = row
+	}
+	if e.kept == nil {
+		e.kept = map[keptKey][][]float32{}
+	}
+	e.kept[key] = out
+	return out, nil
+}
+
+// restore puts a case's kept values in place.
+func (p *Program) restore(row []float32) {
+	for _, b := range p.live {
+		n := copy(p.at(b), row)
+		row = row[n:]
+	}
+}
+
+// Quality is how well a network does on examples.
+type Quality struct {
+	Accuracy float64 `json:"accuracy"` // share of cases whose largest logit is the label's
+	Loss     float64 `json:"loss"`     // mean cross-entropy in nats
+}
+
+// evaluate judges the network as it has been trained so far. base is the network that the program was compiled from.
+func (p *Program) evaluate(ctx context.Context, base *Net, e *Examples) (q Quality, err error) {
+	if err := e.check(p.net.Head.Classes); err != nil {
+		return q, err
+	}
+	rows, err := p.frozen(ctx, base, e)
+	if err != nil {
+		return q, err
+	}
+	for i, row := range rows {
+		p.restore(row)
+		p.infer(p.cut)
+		best, top := 0, p.logits[0]
+		for k, v := range p.logits {
+			if v > top {
+				best, top = k, v
+			}
+		}
+		if best == e.Labels[i] {
+			q.Accuracy++
+		}
+		sum := 0.
+		for _, v := range p.logits {
+			sum += math.Exp(float64(v - top))
+		}
+		q.Loss += math.Log(sum) + float64(top-p.logits[e.Labels[i]])
+	}
+	n := float64(len(rows))
+	return Quality{q.Accuracy / n, q.Loss / n}, nil
+}
+
+// Evaluate judges a network on examples.
+func Evaluate(ctx context.Context, net *Net, e *Examples) (Quality, error) {
+	p, err := Compile(net, &Scheme{}, CompileOptions{Inference: true})
+	if err != nil {
+		return Quality{}, err
+	}
+	defer p.Close()
+	return p.evaluate(ctx, net, e)
+}
+
+// TrainOptions say how a network is trained. The zero value is five epochs of SGD with gradients of eight cases, on a
+// float32 copy of what is trained, with scaled gradients.
+type TrainOptions struct {
+	CompileOptions         // Accumulate 0: 8
+	Epochs         int     // 0: 5
+	LR             float64 // peak rate, which falls along a cosine; 0: 0.05
+	Warmup         int     // updates over which the rate rises; 0: none
+	Order          uint64  // seed of the order of the cases
+	Progress       func(done, total int, loss float64)
+}
+
+// Trained is what training gives.
+type Trained struct {
+	Net        *Net
+	Validation Quality   // of the trained network; zero without validation examples
+	Losses     []float64 // mean loss of every epoch
+	PeakBytes  int       // of the program
+}
+
+// ErrDiverged: the loss is no longer a number.
+var ErrDiverged = errors.New("tiny: the loss is no longer finite; lower the learning rate")
+
+// Train trains a network by a scheme. net is left alone. Validation examples may be nil.
+func Train(ctx context.Context, net *Net, s Scheme, train, validation *Examples, o TrainOptions) (*Trained, error) {
+	if o.Accumulate == 0 {
+		o.Accumulate = 8
+	}
+	if o.Epochs == 0 {
+		o.Epochs = 5
+	}
+	if o.LR == 0 {
+		o.LR = .05
+	}
+	if o.Epochs < 0 || !(o.LR > 0) || math.IsInf(o.LR, 0) {
+		return nil, fmt.Errorf("tiny: %d epochs at rate %g; want positive numbers", o.Epochs, o.LR)
+	}
+	if err := train.check(net.Head.Classes); err != nil {
+		return nil, err
+	}
+	p, err := Compile(net, &s, o.CompileOptions)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	rows, err := p.frozen(ctx, net, train)
+	if err != nil {
+		return nil, err
+	}
+	n := len(rows) / o.Accumulate * o.Accumulate
+	if n == 0 {
+		n = len(rows)
+	}
+	updates := max(1, o.Epochs*n/o.Accumulate)
+	schedule := optim.Cosine(updates, o.Warmup, 0)
+	r := &Trained{PeakBytes: p.PeakBytes()}
+	seen := 0
+	for epoch := range o.Epochs {
+		sum := 0.
+		for _, i := range rng.New(o.Order, fmt.Sprintf("tiny:order:%d", epoch)).Perm(len(rows))[:n] {
+			if seen%64 == 0 {
+				if err := ctx.Err(); err != nil {
+					return nil, err
+				}
+			}
+			p.restore(rows[i])
+			loss := p.step(p.cut, train.Labels[i], o.LR*schedule(seen/o.Accumulate))
+			if math.IsNaN(loss) || math.IsInf(loss, 0) {
+				return nil, fmt.Errorf("epoch %d: %w", epoch+1, ErrDiverged)
+			}
+			sum += loss
+			if seen++; o.Progress != nil && seen%64 == 0 {
+				o.Progress(seen, o.Epochs*n, loss)
+			}
+		}
+		r.Losses = append(r.Losses, sum/float64(n))
+	}
+	r.Net = p.Trained()
+	if validation != nil {
+		if r.Validation, err = p.evaluate(ctx, net, validation); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}

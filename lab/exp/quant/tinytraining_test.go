@@ -1,0 +1,13 @@
+package quant
+
+import (
+	"testing"
+
+	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/lab/labtest"
+)
+
+func TestTinyTrainingSmoke(t *testing.T) {
+	data.RequireTest(t, "fashion-mnist", "digits")
+	labtest.Smoke(t, TinyTraining())
+}
