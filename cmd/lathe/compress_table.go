@@ -110,12 +110,19 @@ var compressors = []compressor{
 			whole("images", "how many are distilled; 0: as many as the network's cost allows, 32 at most", 0, 0, 4096),
 			whole("steps", "updates of the distilled images; 0: as many as the network's cost allows, 500 at most", 0, 0, 100_000),
 			toggle("fold", "merge batch norms into the layers before them", true),
+			number("input-mean", "of the input over the training set, for distilled images", 0, -1e6, 1e6),
+			number("input-std", "of the input over the training set", 1, 0, 1e6),
+			number("input-lo", "least value an input can have; the same as input-hi: not known", 0, -1e6, 1e6),
+			number("input-hi", "greatest value an input can have", 0, -1e6, 1e6),
 		},
 		make: func(s *methodSettings) compress.Method {
 			q := quant.ZeroQ{
 				Options: s.Options, WeightBits: s.bits.Weight, ActBits: s.bits.Act, Budget: s.number("budget"), Images: s.whole("images"), Fold: s.on("fold"), Batch: s.batch,
 			}
-			q.Distill.Steps = s.whole("steps")
+			q.Distill = quant.Distill{Steps: s.whole("steps"), InputMean: []float64{s.number("input-mean")}, InputStd: []float64{s.number("input-std")}}
+			if lo, hi := s.number("input-lo"), s.number("input-hi"); lo < hi {
+				q.Distill.InputRange = []float64{lo, hi}
+			}
 			if d := s.text("data"); d != "auto" {
 				q.Data = quant.DataSource(d)
 			}
