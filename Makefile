@@ -11,7 +11,7 @@ PYTHON  ?= python3
 FUZZTIME ?= 10m
 SEEDS   ?= 3
 
-.PHONY: build demo test test-go lint full peers bench bench-train fuzz data docs pretrained clean
+.PHONY: build demo test test-go lint full peers bench bench-train bench-compress fuzz data docs pretrained clean
 
 build: ## bin/lathe
 	$(GO) build -o bin/lathe ./cmd/lathe
@@ -46,6 +46,10 @@ ROUNDS ?= 10
 bench-train: build ## training steps beside PyTorch, and docs/performance.md from them (needs Python with torch, and g++)
 	./bin/lathe bench train --rounds $(ROUNDS) --threads 1,2 --output docs/performance.json \
 		--peer "pytorch=$(PYTHON) test/peers/bench_torch.py" --peer "compiled=$(PYTHON) test/peers/bench_torch.py --compile"
+	./bin/lathe docs
+
+bench-compress: build ## quantisers on real networks beside ONNX Runtime, and docs/guides/quantisers.md from them (needs Python with onnxruntime)
+	./bin/lathe bench compress --peer "$(PYTHON) test/peers/quantize_ort.py" -o docs/guides/quantisers.json
 	./bin/lathe docs
 
 fuzz: ## every fuzz target for FUZZTIME

@@ -130,35 +130,39 @@ var compressors = []compressor{
 		},
 	},
 	{
-		name: "nupes", about: "NUPES (arXiv:2308.05600): levels on a power law whose exponent is searched and learned", cases: 128,
-		passes: 400, atOnce: true,
+		name: "nupes", about: "NUPES (arXiv:2308.05600): levels on a power law whose exponent is searched and learned, 3 to 6 bits", cases: 128,
+		passes: 20, atOnce: true, search: true,
 		knobs: []knob{
-			choice("exponent", "one for each site, one for all, or the fixed 1/2, which decodes in integers", string(quant.ExponentPerLayer), string(quant.ExponentGlobal), string(quant.ExponentFixed)),
-			choice("acts", "exponent of activations", string(quant.ActSearched), string(quant.ActShared), string(quant.ActUniform)),
 			toggle("data-free", "round to the searched levels and learn nothing", false),
+			choice("rule", "exponents: one for each site, one for all, or the given one", string(quant.ExponentPerLayer), string(quant.ExponentGlobal), string(quant.ExponentFixed)),
+			number("exponent", "of rule fixed; 0.5 decodes in integers", .5, .1, 2),
+			choice("acts", "exponents of activations", string(quant.ActSearched), string(quant.ActShared), string(quant.ActUniform)),
 			whole("steps", "updates of each site's codes", 500, 1, 100_000),
 			whole("polish", "sweeps of coordinate descent over the codes afterwards", 0, 0, 100),
+			choice("space", "where codes may go", string(quant.EntireSpace), string(quant.UpDownSpace)),
 		},
 		make: func(s *methodSettings) compress.Method {
 			return quant.NUPES{
-				Options: s.Options, WeightBits: s.bits.Weight, ActBits: s.bits.Act, DataFree: s.on("data-free"), Rule: quant.ExponentRule(s.text("exponent")),
-				Acts: quant.ActExponent(s.text("acts")), Learning: quant.PowerLearning{Steps: s.whole("steps"), Polish: s.whole("polish")},
+				Options: s.Options, WeightBits: s.bits.Weight, ActBits: s.bits.Act, DataFree: s.on("data-free"), Rule: quant.ExponentRule(s.text("rule")),
+				Exponent: s.number("exponent"), Acts: quant.ActExponent(s.text("acts")),
+				Learning: quant.PowerLearning{Steps: s.whole("steps"), Polish: s.whole("polish"), Space: quant.CodeSpace(s.text("space"))},
 			}
 		},
 	},
 	{
-		name: "jlcm", about: "JLCM (arXiv:2309.17361): learned codebooks for groups of neurons, from 1 bit; weights only", cases: 128,
-		bits: [2]int{1, 8}, weightOnly: true, passes: 300, atOnce: true,
+		name: "jlcm", about: "JLCM (arXiv:2309.17361): learned codebooks for groups of neurons, weights of 1 to 4 bits", cases: 128,
+		bits: [2]int{1, 8}, weightOnly: true, passes: 20, atOnce: true, search: true,
 		knobs: []knob{
-			whole("groups", "groups of neurons with a codebook each; 0: as many as cost a tenth of the weights", 0, 0, 256),
-			choice("mode", "a codebook for each group, or one with a scale for each", string(quant.GroupCodebooks), string(quant.GroupScales)),
 			toggle("data-free", "codebooks by k-means only", false),
+			whole("groups", "groups of neurons with a codebook each; 0: as many as cost a hundredth of the weights", 0, 0, 256),
+			choice("mode", "what groups have: codebooks, or scales of one", string(quant.GroupCodebooks), string(quant.GroupScales)),
+			choice("mapping", "how indices learn", string(quant.MappingProximal), string(quant.MappingSTE), string(quant.MappingSoft), string(quant.MappingFixed)),
 			whole("steps", "updates of each site's codebooks and map", 300, 1, 100_000),
 		},
 		make: func(s *methodSettings) compress.Method {
 			return quant.JLCM{
 				Options: s.Options, WeightBits: s.bits.Weight, Groups: s.whole("groups"), Mode: quant.CodebookMode(s.text("mode")), DataFree: s.on("data-free"),
-				Learning: quant.CodebookLearning{Steps: s.whole("steps")},
+				Learning: quant.CodebookLearning{Steps: s.whole("steps"), Mapping: quant.MappingRule(s.text("mapping"))},
 			}
 		},
 	},

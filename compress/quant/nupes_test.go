@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -38,7 +39,7 @@ func TestFixturesNUPES(t *testing.T) {
 			var layers [][]float64
 			var shapes [][]int
 			for i := range c.Params["layers"].Int() {
-				w := c.Inputs["W"+string(rune('0'+i))]
+				w := c.Inputs["W"+strconv.Itoa(i)]
 				layers, shapes = append(layers, w.Floats()), append(shapes, w.Shape)
 			}
 			_, curve, err := quant.SearchExponent(layers, shapes, c.Params["bits"].Int(), o)

@@ -208,6 +208,9 @@ func (t *tracer) trace() error {
 			moved()
 			delete(pending, n.Out[0])
 		case nn.BatchNorm:
+			if p := net.Producer(n.In[0]); p != nil && p.Op.Kind() == (nn.QuantizeDequantize{}).Kind() {
+				return fmt.Errorf("tiny: batch norm %q stands behind quantiser %q; fold batch norms into the convolutions before the network is quantised, or give the float network", n.Name, p.Name)
+			}
 			return fmt.Errorf("tiny: batch norm %q does not follow a convolution that it could be folded into", n.Name)
 		default:
 			return t.unsupported(n, "")

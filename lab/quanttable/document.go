@@ -46,7 +46,9 @@ func (t *Table) Merge(o *Table) {
 		}
 		t.Versions[k] = v
 	}
-	place := func(r Row) int { return slices.IndexFunc(Networks, func(n Network) bool { return n.Name == r.Network }) }
+	place := func(r Row) int {
+		return slices.IndexFunc(Networks, func(n Network) bool { return n.Name == r.Network })
+	}
 	slices.SortStableFunc(t.Rows, func(a, b Row) int { return cmp.Compare(place(a), place(b)) })
 	t.CPU, t.Backend, t.Date = o.CPU, o.Backend, o.Date
 }

@@ -84,7 +84,7 @@ type Options struct {
 	References  string // cache of reference networks
 	Contestants []Contestant
 	CPU         string
-	Backend     string // as users name it
+	Backend     string        // as users name it
 	Timeout     time.Duration // of one cell; 0: 10 minutes
 	Progress    func(label string, done, total int)
 }
@@ -243,7 +243,7 @@ func (r *runner) measure(ctx context.Context, c Contestant) (Cell, error) {
 	if c.Tool == "lathe" {
 		said, use, err = r.run(ctx, r.Lathe, slices.Concat([]string{
 			"compress", r.path(modelFile), "--method", c.Method, "--bits", strconv.Itoa(c.Bits), "--abits", strconv.Itoa(c.ActBits), "--calib", r.calib,
-			"--calib-cases", "-1", "--eval", r.eval, "-o", out, "--report", "none", "--json", "--quiet", "--save-outputs", outputs,
+			"--calib-cases", "-1", "--eval", r.eval, "-o", out, "--report", "none", "--blame", "off", "--json", "--quiet", "--save-outputs", outputs,
 		}, c.Flags)...)
 	} else {
 		said, use, err = r.run(ctx, r.Peer[0], slices.Concat(r.Peer[1:], []string{
