@@ -205,7 +205,7 @@ func (p *probe) placeCuts(sites []*nn.Node) ([]int, error) {
 		if i > 0 && wanted[n.Name] && since*int64(p.Cuts) >= cost.MACs && len(cuts) < p.Cuts {
 			var bytes int64
 			for _, v := range liveAt(p.base, i) {
-				bytes += int64(sh[v].Memory()) * batches
+				bytes += sh[v].ByteSize() * batches
 			}
 			if bytes <= p.MaxBytes {
 				cuts, since = append(cuts, i), 0

@@ -307,4 +307,3 @@ func shiftLevels(bits, offset int) []float32 {
 	}
 	return levels
 }
-

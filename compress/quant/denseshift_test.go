@@ -254,10 +254,21 @@ func TestExponentAdditionGuards(t *testing.T) {
 		negative bool
 		want     float32
 	}{
-		{0, 3, false, 0}, {0, 3, true, float32(math.Copysign(0, -1))}, {tiny, 7, false, 0}, {-tiny, 7, false, float32(math.Copysign(0, -1))},
-		{big, 1, false, inf}, {big, 1, true, -inf}, {-big, 15, false, -inf}, {big, 0, true, -big},
-		{inf, 3, true, -inf}, {-inf, 0, false, -inf}, {nan, 3, false, nan},
-		{1.5, 3, false, 12}, {1.5, -1, true, -.75}, {smallest, -1, false, 0}, {smallest, 1, false, 2 * smallest},
+		{0, 3, false, 0},
+		{0, 3, true, float32(math.Copysign(0, -1))},
+		{tiny, 7, false, 0},
+		{-tiny, 7, false, float32(math.Copysign(0, -1))},
+		{big, 1, false, inf},
+		{big, 1, true, -inf},
+		{-big, 15, false, -inf},
+		{big, 0, true, -big},
+		{inf, 3, true, -inf},
+		{-inf, 0, false, -inf},
+		{nan, 3, false, nan},
+		{1.5, 3, false, 12},
+		{1.5, -1, true, -.75},
+		{smallest, -1, false, 0},
+		{smallest, 1, false, 2 * smallest},
 	} {
 		got := ShiftF32(c.x, c.s, c.negative)
 		if math.Float32bits(got) != math.Float32bits(c.want) && !(got != got && c.want != c.want) {
@@ -643,4 +654,3 @@ func TestFreezingMeter(t *testing.T) {
 		t.Errorf("frozen fraction %g, want a third", got)
 	}
 }
-

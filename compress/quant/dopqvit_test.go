@@ -309,8 +309,14 @@ func TestDopQViTAtEightBitsIsCloseToFloat(t *testing.T) {
 		net := smallViT(t, norm)
 		want := outputs(t, net, x)
 		for _, q := range []DopQViT{
-			{}, {Scale: ScaleSearch}, {Scale: ScaleMean, Folding: FoldFractional}, {Folding: FoldFrozen},
-			{TanQ: TanQOptions{Metric: TanQOutput}}, {TanQ: TanQOptions{Kappas: []float64{.5}}}, {ActBits: 32}, {Fit: &ReconstructOptions{}, Scale: ScaleSearch},
+			{},
+			{Scale: ScaleSearch},
+			{Scale: ScaleMean, Folding: FoldFractional},
+			{Folding: FoldFrozen},
+			{TanQ: TanQOptions{Metric: TanQOutput}},
+			{TanQ: TanQOptions{Kappas: []float64{.5}}},
+			{ActBits: 32},
+			{Fit: &ReconstructOptions{}, Scale: ScaleSearch},
 		} {
 			q.WeightBits = 8
 			if q.ActBits == 0 {

@@ -154,9 +154,14 @@ func TestPowerGridLevels(t *testing.T) {
 		what      string
 		got, want float64
 	}{
-		{"D(3)", g.Level(3), 9. / 49}, {"D(7)", g.Level(7), 1}, {"E(0.25)", float64(g.Code(.25, 1)), 4},
-		{"slope(0)", g.Slope(0), 2. / (14 * 14)}, {"∂D/∂a at L", g.ExponentSlope(7), 0}, {"∂D/∂a at 0", g.ExponentSlope(0), 0},
-		{"E beyond the maximum", float64(g.Code(-9, 1)), -7}, {"E for m = 0", float64(g.Code(0, 0)), 0},
+		{"D(3)", g.Level(3), 9. / 49},
+		{"D(7)", g.Level(7), 1},
+		{"E(0.25)", float64(g.Code(.25, 1)), 4},
+		{"slope(0)", g.Slope(0), 2. / (14 * 14)},
+		{"∂D/∂a at L", g.ExponentSlope(7), 0},
+		{"∂D/∂a at 0", g.ExponentSlope(0), 0},
+		{"E beyond the maximum", float64(g.Code(-9, 1)), -7},
+		{"E for m = 0", float64(g.Code(0, 0)), 0},
 		{"unsigned", float64(quant.PowerGrid{Bits: 4, Exponent: .5, Unsigned: true}.Code(1, 1)), 15},
 	} {
 		if math.Abs(f.got-f.want) > 1e-12 {

@@ -29,9 +29,19 @@ var (
 // StoredTypes are the ops and stored forms of this package that a network file may name, for safetensors.ReadNetwork.
 func StoredTypes() []any {
 	return []any{
-		Uniform{}, Table{}, LogQuantize{}, TanQuantize{}, PowerQuantize{}, LearnedStep{},
-		StatsWeight{}, LSQWeight{}, QueryKeyWeight{},
-		ShiftLatents{}, PowerOfTwo{}, S3{}, Ternary{},
+		Uniform{},
+		Table{},
+		LogQuantize{},
+		TanQuantize{},
+		PowerQuantize{},
+		LearnedStep{},
+		StatsWeight{},
+		LSQWeight{},
+		QueryKeyWeight{},
+		ShiftLatents{},
+		PowerOfTwo{},
+		S3{},
+		Ternary{},
 	}
 }
 

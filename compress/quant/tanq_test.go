@@ -38,11 +38,11 @@ func TestFixturesDopQViT(t *testing.T) {
 			if !ok {
 				t.Fatalf("zero %s", c.Params["zero"])
 			}
-			sT, zT, rep, err := MOSF(s, z, nil)
+			sT, _, rep, err := MOSF(s, z, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			zT = target(z)
+			zT := target(z)
 			n := &NormParams{Gamma: c.Inputs["gamma"].Floats(), Beta: c.Inputs["beta"].Floats()}
 			l := &LinearParams{W: c.Inputs["W"].Floats(), Out: c.Inputs["W"].Shape[0], Bias: c.Inputs["bias"].Floats()}
 			gamma, beta := slices.Clone(n.Gamma), slices.Clone(n.Beta)

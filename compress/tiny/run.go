@@ -239,44 +239,35 @@ func (c *convRun) forward(x, y, mask []float32) {
 	c.requantise(acc, y, mask, shift, zy)
 }
 
-// halfEven, added and taken away again, rounds a float64 below 2⁵¹ half to even.
+// halfEven, added and taken away again, rounds a float64 below 2⁵¹ half to even. (A conversion in front of the sum keeps
+// the compiler from fusing it with a product.)
 const halfEven = 3 << 51
 
-// requantise turns sums into codes.
+// requantise turns sums into codes. Its loops have no branches that depend on the values: whether a ReLU cuts one off
+// cannot be predicted.
 func (c *convRun) requantise(acc, y, mask []float32, shift []float64, zy float64) {
 	n := c.out.C
 	lo, hi := c.lo, c.hi
 	m := newMasker(mask)
-	float := c.p.net.Float
+	round := float64(halfEven)
+	if c.p.net.Float {
+		round = 0
+	}
 	for at := 0; at < len(acc); at += n {
 		a, to := acc[at:at+n], y[at:at+n]
 		shift, scale := shift[:len(a)], c.scale[:len(a)]
 		to = to[:len(a)]
-		if float || mask != nil {
+		if mask == nil {
 			for o, v := range a {
-				r := (float64(v) + shift[o]) * scale[o]
-				if !float {
-					r = r + halfEven - halfEven
-				}
-				r += zy
-				inside := r >= lo && r <= hi
-				if !inside {
-					r = min(max(r, lo), hi)
-				}
-				to[o] = float32(r)
-				m.put(at+o, inside)
+				to[o] = float32(min(max(float64((float64(v)+shift[o])*scale[o])+round-round+zy, lo), hi))
 			}
 			continue
 		}
 		for o, v := range a {
-			r := (float64(v)+shift[o])*scale[o] + halfEven - halfEven + zy
-			if r < lo {
-				r = lo
-			}
-			if r > hi {
-				r = hi
-			}
-			to[o] = float32(r)
+			r := float64((float64(v)+shift[o])*scale[o]) + round - round + zy
+			code := min(max(r, lo), hi)
+			to[o] = float32(code)
+			m.put(at+o, code == r)
 		}
 	}
 	m.flush(len(acc))
@@ -298,10 +289,11 @@ type masker struct {
 func newMasker(words []float32) masker { return masker{words: words} }
 
 func (m *masker) put(i int, inside bool) {
+	var bit uint8
 	if inside {
-		m.byte |= 1 << (i & 7)
+		bit = 1
 	}
-	if i&7 == 7 {
+	if m.byte |= bit << (i & 7); i&7 == 7 {
 		m.store(i >> 3)
 	}
 }
@@ -319,7 +311,21 @@ func (m *masker) flush(n int) {
 	}
 }
 
-func masked(mask []float32, i int) bool { return uint8(mask[i>>3])>>(i&7)&1 == 0 }
+// maskBits reads a mask in order.
+type maskBits struct {
+	words []float32
+	byte  uint8
+}
+
+// next is 1 where the element, the next one in order, was inside, else 0.
+func (m *maskBits) next(i int) float32 {
+	if i&7 == 0 {
+		m.byte = uint8(m.words[i>>3])
+	}
+	bit := m.byte & 1
+	m.byte >>= 1
+	return float32(bit)
+}
 
 // taps calls f for every product of a depthwise convolution: the place in the padded input, the tap and the output pixel.
 func (c *convRun) taps(channels int, f func(q, tap, pixel int)) {
@@ -351,15 +357,12 @@ func (c *convRun) save(x, dst []float32) {
 // maskGradient turns the gradient of ȳ into that of the sum, in place.
 func (c *convRun) maskGradient(g, mask []float32, bits int) {
 	n := c.out.C
+	m := maskBits{words: mask}
 	for at := 0; at < len(g); at += n {
 		row := g[at : at+n]
 		scale := c.scale[:len(row)]
 		for o := range row {
-			if masked(mask, at+o) {
-				row[o] = 0
-			} else {
-				row[o] *= float32(scale[o])
-			}
+			row[o] *= float32(scale[o]) * m.next(at+o)
 		}
 	}
 	if bits != 8 {
@@ -526,14 +529,15 @@ func newAddRun(net *Net, l *Layer) addRun {
 
 func (a addRun) forward(x1, x2, y, mask []float32) {
 	m := newMasker(mask)
+	round := float64(halfEven)
+	if a.float {
+		round = 0
+	}
 	for i := range y {
-		v := ((float64(x1[i])-a.z1)*a.s1 + (float64(x2[i])-a.z2)*a.s2) / a.sy
-		if !a.float {
-			v = v + halfEven - halfEven
-		}
-		v += a.zy
-		m.put(i, v >= a.lo && v <= a.hi)
-		y[i] = float32(min(max(v, a.lo), a.hi))
+		v := ((float64(x1[i])-a.z1)*a.s1+(float64(x2[i])-a.z2)*a.s2)/a.sy + round - round + a.zy
+		code := min(max(v, a.lo), a.hi)
+		y[i] = float32(code)
+		m.put(i, code == v)
 	}
 	m.flush(len(y))
 }
@@ -546,10 +550,9 @@ func (a addRun) factor(i int) float32 {
 }
 
 func maskOnly(g, mask []float32) {
+	m := maskBits{words: mask}
 	for i := range g {
-		if masked(mask, i) {
-			g[i] = 0
-		}
+		g[i] *= m.next(i)
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -432,11 +431,11 @@ var endings = map[string]string{
 	".txt": "txt", ".tar": "tar", ".bmp": "bmp", ".wasm": "wasm", ".proto": "proto", ".toml": "toml", ".pl": "perl", ".rb": "ruby", ".swig": "swig",
 }
 
-// labelledFiles finds n files below Go's own root and its modules, in turn of each kind, at most a tenth of one kind.
+// labelledFiles finds n files below Go's own root, its modules and the system's folders, in turn of each kind, at most a tenth of one kind.
 func labelledFiles(labels []string, n int) ([]labelled, error) {
 	byKind := map[string][]labelled{}
 	most := max(1, n/10)
-	roots := []string{filepath.Join(runtime.GOROOT(), "src"), filepath.Join(runtime.GOROOT(), "test"), filepath.Join(runtime.GOROOT(), "misc"), filepath.Join(runtime.GOROOT(), "lib")} //nolint:staticcheck // where Go is installed
+	roots := []string{"/usr/local/go", "/usr/lib/go"}
 	if home, err := os.UserHomeDir(); err == nil {
 		roots = append(roots, filepath.Join(home, "go", "pkg", "mod"))
 	}

@@ -155,7 +155,8 @@ var attentionGrids = []struct {
 	{"uniform", true, func(a []float32, bits int) (attentionGrid, error) {
 		g, err := method.CalibrateUniform(a, []int{len(a)}, -1, bits)
 		return attentionGrid{
-			func(x []float32) ([]float32, error) { return g.FakeQuant(x, []int{len(x)}) }, nn.QuantizeDequantize{Bits: bits},
+			func(x []float32) ([]float32, error) { return g.FakeQuant(x, []int{len(x)}) },
+			nn.QuantizeDequantize{Bits: bits},
 			func(net *nn.Network, n *nn.Node) error {
 				net.SetParam(n, "scale", nn.Constant, []float32{float32(g.Scale[0])}, 1)
 				net.SetParam(n, "zero", nn.Constant, []float32{float32(g.Zero[0])}, 1)

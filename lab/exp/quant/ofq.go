@@ -225,8 +225,8 @@ func (b *ofqBench) accuracy(ctx context.Context, t *lab.Trial, net *nn.Network) 
 // ofqRun is a network in training and what is followed of it.
 type ofqRun struct {
 	*method.OFQNetwork
-	start, end float64 // accuracy before the first step and after the last
-	seen       method.OscillationTracker
+	start float64 // accuracy before the first step
+	seen  method.OscillationTracker
 }
 
 // watch follows the codes of the network's block weights from now on, and calls each after every step.
