@@ -82,15 +82,16 @@ var compressors = []compressor{
 		passes: 60, atOnce: true, search: true,
 		knobs: []knob{
 			whole("iterations", "updates of each site; 0: rounding alone", 100, 0, 100_000),
-			choice("tune", "what is corrected afterwards; auto: batch norms where there are some, else biases", "auto", string(quant.TuneNone), string(quant.TuneBatchNorm), string(quant.TuneCorrection), string(quant.TuneBiases)),
+			choice("tune", "what is corrected afterwards; auto: batch norms where there are some", "auto", string(quant.TuneNone), string(quant.TuneBatchNorm), string(quant.TuneCorrection), string(quant.TuneBiases)),
 			whole("edge-bits", "bits of the first and the last sites", 8, 2, 8),
 			number("mean-bits", "budget of bits per weight, spent by an integer programme over 8, 4 and 2; 0: none", 0, 0, 8),
+			number("weight-rate", "learning rate of weights; 1e-4 suits transformers", 1e-3, 1e-9, 1),
 			toggle("parallel", "fit every site to float inputs", false),
 		},
 		make: func(s *methodSettings) compress.Method {
 			q := quant.AdaQuant{
 				Options: s.Options, WeightBits: s.bits.Weight, ActBits: s.bits.Act, EdgeBits: s.whole("edge-bits"), Iterations: s.whole("iterations"),
-				MeanBits: s.number("mean-bits"), Parallel: s.on("parallel"),
+				MeanBits: s.number("mean-bits"), Parallel: s.on("parallel"), Rates: quant.AdaRates{Weight: s.number("weight-rate")},
 			}
 			if q.Iterations == 0 {
 				q.Iterations = -1
