@@ -99,6 +99,7 @@ def main():
         p.add_argument("--" + name)
     p.add_argument("--bits", type=int, default=8)
     a = p.parse_args()
+    printed, sys.stdout = sys.stdout, sys.stderr  # the calibrators print, too
     if a.verb == "variants":
         said = {"tool": "onnxruntime", "version": "ONNX Runtime " + ort.__version__,
                 "variants": [{"name": n, "bits": b, "activation_bits": act} for n, b, act in VARIANTS]}
@@ -107,7 +108,7 @@ def main():
     else:
         np.save(a.save_outputs, outputs(a.model, feeds(a.model, a.eval)))
         said = {}
-    print(json.dumps(said))
+    print(json.dumps(said), file=printed)
 
 
 if __name__ == "__main__":
