@@ -255,8 +255,13 @@ func (r *runner) measure(ctx context.Context, c Contestant) (Cell, error) {
 	switch {
 	case ctx.Err() != nil:
 		return cell, ctx.Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		cell.Refused = fmt.Sprintf("it took more than %s", r.Timeout)
+		return cell, nil
 	case errors.As(err, &failed):
-		cell.Refused = lastLine(failed.Stderr)
+		if cell.Refused = lastLine(failed.Stderr); cell.Refused == "" {
+			cell.Refused = err.Error()
+		}
 		return cell, nil
 	case err != nil:
 		return cell, err
@@ -338,6 +343,9 @@ func (r *runner) run(ctx context.Context, name string, args ...string) ([]byte, 
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.Output()
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
+	}
 	return out, usage{peakMB: peakMB(cmd.ProcessState)}, err
 }
 

@@ -7,7 +7,7 @@
 Each prints one JSON object. `quantize` runs the float model's own preparation (shape inference, folding of batch norm),
 then quantize_static with 8-bit activations, or MatMulNBits for weights alone; the calibration cases are those that
 Lathe gets. `run` computes the outputs of a model, Lathe's own among them, at ORT_ENABLE_BASIC, which keeps
-QuantizeLinear and DequantizeLinear as they are. Needs numpy, onnx and onnxruntime.
+QuantizeLinear and DequantizeLinear as they are. Needs numpy, onnx and onnxruntime, and onnx_ir for MatMulNBits.
 """
 
 import argparse
