@@ -259,7 +259,7 @@ func (r *runner) measure(ctx context.Context, c Contestant) (Cell, error) {
 		cell.Refused = fmt.Sprintf("it took more than %s", r.Timeout)
 		return cell, nil
 	case errors.As(err, &failed):
-		if cell.Refused = lastLine(failed.Stderr); cell.Refused == "" {
+		if cell.Refused = strings.TrimPrefix(lastLine(failed.Stderr), r.path(modelFile)+": "); cell.Refused == "" {
 			cell.Refused = err.Error()
 		}
 		return cell, nil
