@@ -34,6 +34,7 @@ type tinySizes struct {
 	Held        int // every so many-th training case chooses the learning rate
 	Epochs      int
 	Rates       []float64 // of float and scaled gradients
+	Few         []float64 // of these, where the classifier or biases alone are trained
 	Plain       []float64 // of gradients of codes as they are
 	Budgets     []int     // of the sparse schemes, bytes by the formula
 	Analysis    int       // training cases of the contribution analysis; 0: by gradients
@@ -45,14 +46,14 @@ func tinySizesOf(s lab.Scale) tinySizes {
 		Network: "mobilenet-like", Channels: []int{16, 16, 24, 24, 48, 48, 48}, Strides: []int{1, 2, 1, 2, 1, 1},
 		Pretraining: recipe.Loop{Batch: 64, Steps: 900, Warmup: 50, LR: 2e-3, Decay: .01},
 		Calibration: 128, PerClass: 300, Digits: 1000, Test: 1000, Held: 5, Epochs: 5,
-		Rates: []float64{.01, .03, .1, .3}, Plain: []float64{.1, 1, 10, 100},
+		Rates: []float64{.01, .03, .1, .3}, Few: []float64{.1, .3, 1, 3}, Plain: []float64{1, 10, 100, 1000},
 		Budgets: []int{20_000, 40_000}, Analysis: 300, Ratios: []float64{.25, 1},
 	}
 	if s == lab.Smoke {
 		z.Channels, z.Strides = []int{8, 8, 12}, []int{2, 2}
 		z.Pretraining = recipe.Loop{Batch: 16, Steps: 10, LR: 2e-3}
 		z.Calibration, z.PerClass, z.Digits, z.Test, z.Epochs, z.Analysis = 16, 12, 50, 50, 1, 0
-		z.Rates, z.Plain, z.Budgets = []float64{.01}, []float64{.1}, []int{2000, 4000}
+		z.Rates, z.Few, z.Plain, z.Budgets = []float64{.01}, []float64{.1}, []float64{.1}, []int{2000, 4000}
 	}
 	return z
 }
@@ -421,8 +422,11 @@ func tinyArm(ctx context.Context, t *lab.Trial, kind, set string) error {
 	s := b.schemes[set]
 	rates := z.Rates
 	o := tiny.TrainOptions{CompileOptions: tiny.CompileOptions{NoQAS: kind == "int8"}, Order: t.Seed}
-	if kind == "int8" {
+	switch {
+	case kind == "int8":
 		rates = z.Plain
+	case set == "classifier" || set == "biases":
+		rates = z.Few
 	}
 	mean := 0.
 	for i, task := range b.tasks {
