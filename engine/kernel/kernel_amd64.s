@@ -3028,59 +3028,67 @@ TEXT ·expAVX2(SB), NOSPLIT, $0-48
 loop2:
 	VMOVUPS      (DX), Y0
 	VMOVUPS      lanec2d00000<>+0(SB), Y1
-	VMOVUPS      lane42b1999a<>+0(SB), Y2
-	VMINPS       Y0, Y2, Y0
-	VMAXPS       Y0, Y1, Y0
-	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y1
-	VROUNDPS     $0x08, Y1, Y1
-	VFNMADD231PS lane3f318000<>+0(SB), Y1, Y0
-	VFNMADD231PS laneb95e8083<>+0(SB), Y1, Y0
-	VMOVUPS      lane39506967<>+0(SB), Y2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y2
-	VMULPS       Y0, Y2, Y2
-	VFMADD213PS  Y0, Y0, Y2
-	VADDPS       lane3f800000<>+0(SB), Y2, Y0
-	VCVTPS2DQ    Y1, Y1
-	VPSRAD       $0x01, Y1, Y2
-	VPSUBD       Y2, Y1, Y1
-	VPADDD       lane0000007f<>+0(SB), Y2, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
-	VPADDD       lane0000007f<>+0(SB), Y1, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
+	VCMPPS       $0x12, Y1, Y0, Y1
+	VXORPS       Y2, Y2, Y2
+	VMOVUPS      lane42b1999a<>+0(SB), Y3
+	VMINPS       Y0, Y3, Y0
+	VBLENDVPS    Y1, Y2, Y0, Y0
+	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y2
+	VROUNDPS     $0x08, Y2, Y2
+	VFNMADD231PS lane3f318000<>+0(SB), Y2, Y0
+	VFNMADD231PS laneb95e8083<>+0(SB), Y2, Y0
+	VMOVUPS      lane39506967<>+0(SB), Y3
+	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y3
+	VMULPS       Y0, Y3, Y3
+	VFMADD213PS  Y0, Y0, Y3
+	VADDPS       lane3f800000<>+0(SB), Y3, Y0
+	VCVTPS2DQ    Y2, Y2
+	VPSRAD       $0x01, Y2, Y3
+	VPSUBD       Y3, Y2, Y2
+	VPADDD       lane0000007f<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VPADDD       lane0000007f<>+0(SB), Y2, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VXORPS       Y2, Y2, Y2
+	VBLENDVPS    Y1, Y2, Y0, Y0
 	VMOVUPS      Y0, (AX)
 	VMOVUPS      32(DX), Y0
 	VMOVUPS      lanec2d00000<>+0(SB), Y1
-	VMOVUPS      lane42b1999a<>+0(SB), Y2
-	VMINPS       Y0, Y2, Y0
-	VMAXPS       Y0, Y1, Y0
-	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y1
-	VROUNDPS     $0x08, Y1, Y1
-	VFNMADD231PS lane3f318000<>+0(SB), Y1, Y0
-	VFNMADD231PS laneb95e8083<>+0(SB), Y1, Y0
-	VMOVUPS      lane39506967<>+0(SB), Y2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y2
-	VMULPS       Y0, Y2, Y2
-	VFMADD213PS  Y0, Y0, Y2
-	VADDPS       lane3f800000<>+0(SB), Y2, Y0
-	VCVTPS2DQ    Y1, Y1
-	VPSRAD       $0x01, Y1, Y2
-	VPSUBD       Y2, Y1, Y1
-	VPADDD       lane0000007f<>+0(SB), Y2, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
-	VPADDD       lane0000007f<>+0(SB), Y1, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
+	VCMPPS       $0x12, Y1, Y0, Y1
+	VXORPS       Y2, Y2, Y2
+	VMOVUPS      lane42b1999a<>+0(SB), Y3
+	VMINPS       Y0, Y3, Y0
+	VBLENDVPS    Y1, Y2, Y0, Y0
+	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y2
+	VROUNDPS     $0x08, Y2, Y2
+	VFNMADD231PS lane3f318000<>+0(SB), Y2, Y0
+	VFNMADD231PS laneb95e8083<>+0(SB), Y2, Y0
+	VMOVUPS      lane39506967<>+0(SB), Y3
+	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y3
+	VMULPS       Y0, Y3, Y3
+	VFMADD213PS  Y0, Y0, Y3
+	VADDPS       lane3f800000<>+0(SB), Y3, Y0
+	VCVTPS2DQ    Y2, Y2
+	VPSRAD       $0x01, Y2, Y3
+	VPSUBD       Y3, Y2, Y2
+	VPADDD       lane0000007f<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VPADDD       lane0000007f<>+0(SB), Y2, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VXORPS       Y2, Y2, Y2
+	VBLENDVPS    Y1, Y2, Y0, Y0
 	VMOVUPS      Y0, 32(AX)
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x00000040, DX
@@ -3095,31 +3103,35 @@ end2:
 loop1:
 	VMOVUPS      (DX), Y0
 	VMOVUPS      lanec2d00000<>+0(SB), Y1
-	VMOVUPS      lane42b1999a<>+0(SB), Y2
-	VMINPS       Y0, Y2, Y0
-	VMAXPS       Y0, Y1, Y0
-	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y1
-	VROUNDPS     $0x08, Y1, Y1
-	VFNMADD231PS lane3f318000<>+0(SB), Y1, Y0
-	VFNMADD231PS laneb95e8083<>+0(SB), Y1, Y0
-	VMOVUPS      lane39506967<>+0(SB), Y2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y2
-	VMULPS       Y0, Y2, Y2
-	VFMADD213PS  Y0, Y0, Y2
-	VADDPS       lane3f800000<>+0(SB), Y2, Y0
-	VCVTPS2DQ    Y1, Y1
-	VPSRAD       $0x01, Y1, Y2
-	VPSUBD       Y2, Y1, Y1
-	VPADDD       lane0000007f<>+0(SB), Y2, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
-	VPADDD       lane0000007f<>+0(SB), Y1, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
+	VCMPPS       $0x12, Y1, Y0, Y1
+	VXORPS       Y2, Y2, Y2
+	VMOVUPS      lane42b1999a<>+0(SB), Y3
+	VMINPS       Y0, Y3, Y0
+	VBLENDVPS    Y1, Y2, Y0, Y0
+	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y2
+	VROUNDPS     $0x08, Y2, Y2
+	VFNMADD231PS lane3f318000<>+0(SB), Y2, Y0
+	VFNMADD231PS laneb95e8083<>+0(SB), Y2, Y0
+	VMOVUPS      lane39506967<>+0(SB), Y3
+	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y3
+	VMULPS       Y0, Y3, Y3
+	VFMADD213PS  Y0, Y0, Y3
+	VADDPS       lane3f800000<>+0(SB), Y3, Y0
+	VCVTPS2DQ    Y2, Y2
+	VPSRAD       $0x01, Y2, Y3
+	VPSUBD       Y3, Y2, Y2
+	VPADDD       lane0000007f<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VPADDD       lane0000007f<>+0(SB), Y2, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VXORPS       Y2, Y2, Y2
+	VBLENDVPS    Y1, Y2, Y0, Y0
 	VMOVUPS      Y0, (AX)
 	ADDQ         $0x00000020, AX
 	ADDQ         $0x00000020, DX
@@ -3135,31 +3147,35 @@ end1:
 	VMOVUPS      (BX)(SI*4), Y0
 	VMASKMOVPS   (DX), Y0, Y1
 	VMOVUPS      lanec2d00000<>+0(SB), Y2
-	VMOVUPS      lane42b1999a<>+0(SB), Y3
-	VMINPS       Y1, Y3, Y1
-	VMAXPS       Y1, Y2, Y1
-	VMULPS       lane3fb8aa3b<>+0(SB), Y1, Y2
-	VROUNDPS     $0x08, Y2, Y2
-	VFNMADD231PS lane3f318000<>+0(SB), Y2, Y1
-	VFNMADD231PS laneb95e8083<>+0(SB), Y2, Y1
-	VMOVUPS      lane39506967<>+0(SB), Y3
-	VFMADD213PS  lane3ab743ce<>+0(SB), Y1, Y3
-	VFMADD213PS  lane3c088908<>+0(SB), Y1, Y3
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y1, Y3
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y1, Y3
-	VFMADD213PS  lane3f000000<>+0(SB), Y1, Y3
-	VMULPS       Y1, Y3, Y3
-	VFMADD213PS  Y1, Y1, Y3
-	VADDPS       lane3f800000<>+0(SB), Y3, Y1
-	VCVTPS2DQ    Y2, Y2
-	VPSRAD       $0x01, Y2, Y3
-	VPSUBD       Y3, Y2, Y2
-	VPADDD       lane0000007f<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y3, Y1, Y1
-	VPADDD       lane0000007f<>+0(SB), Y2, Y3
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y3, Y1, Y1
+	VCMPPS       $0x12, Y2, Y1, Y2
+	VXORPS       Y3, Y3, Y3
+	VMOVUPS      lane42b1999a<>+0(SB), Y4
+	VMINPS       Y1, Y4, Y1
+	VBLENDVPS    Y2, Y3, Y1, Y1
+	VMULPS       lane3fb8aa3b<>+0(SB), Y1, Y3
+	VROUNDPS     $0x08, Y3, Y3
+	VFNMADD231PS lane3f318000<>+0(SB), Y3, Y1
+	VFNMADD231PS laneb95e8083<>+0(SB), Y3, Y1
+	VMOVUPS      lane39506967<>+0(SB), Y4
+	VFMADD213PS  lane3ab743ce<>+0(SB), Y1, Y4
+	VFMADD213PS  lane3c088908<>+0(SB), Y1, Y4
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y1, Y4
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y1, Y4
+	VFMADD213PS  lane3f000000<>+0(SB), Y1, Y4
+	VMULPS       Y1, Y4, Y4
+	VFMADD213PS  Y1, Y1, Y4
+	VADDPS       lane3f800000<>+0(SB), Y4, Y1
+	VCVTPS2DQ    Y3, Y3
+	VPSRAD       $0x01, Y3, Y4
+	VPSUBD       Y4, Y3, Y3
+	VPADDD       lane0000007f<>+0(SB), Y4, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VMULPS       Y4, Y1, Y1
+	VPADDD       lane0000007f<>+0(SB), Y3, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VMULPS       Y4, Y1, Y1
+	VXORPS       Y3, Y3, Y3
+	VBLENDVPS    Y2, Y3, Y1, Y1
 	VMASKMOVPS   Y1, Y0, (AX)
 
 done:
@@ -4282,31 +4298,35 @@ loop2:
 	VMOVUPS      (DX), Y0
 	VXORPS       lane80000000<>+0(SB), Y0, Y0
 	VMOVUPS      lanec2d00000<>+0(SB), Y1
-	VMOVUPS      lane42b1999a<>+0(SB), Y2
-	VMINPS       Y0, Y2, Y0
-	VMAXPS       Y0, Y1, Y0
-	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y1
-	VROUNDPS     $0x08, Y1, Y1
-	VFNMADD231PS lane3f318000<>+0(SB), Y1, Y0
-	VFNMADD231PS laneb95e8083<>+0(SB), Y1, Y0
-	VMOVUPS      lane39506967<>+0(SB), Y2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y2
-	VMULPS       Y0, Y2, Y2
-	VFMADD213PS  Y0, Y0, Y2
-	VADDPS       lane3f800000<>+0(SB), Y2, Y0
-	VCVTPS2DQ    Y1, Y1
-	VPSRAD       $0x01, Y1, Y2
-	VPSUBD       Y2, Y1, Y1
-	VPADDD       lane0000007f<>+0(SB), Y2, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
-	VPADDD       lane0000007f<>+0(SB), Y1, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
+	VCMPPS       $0x12, Y1, Y0, Y1
+	VXORPS       Y2, Y2, Y2
+	VMOVUPS      lane42b1999a<>+0(SB), Y3
+	VMINPS       Y0, Y3, Y0
+	VBLENDVPS    Y1, Y2, Y0, Y0
+	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y2
+	VROUNDPS     $0x08, Y2, Y2
+	VFNMADD231PS lane3f318000<>+0(SB), Y2, Y0
+	VFNMADD231PS laneb95e8083<>+0(SB), Y2, Y0
+	VMOVUPS      lane39506967<>+0(SB), Y3
+	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y3
+	VMULPS       Y0, Y3, Y3
+	VFMADD213PS  Y0, Y0, Y3
+	VADDPS       lane3f800000<>+0(SB), Y3, Y0
+	VCVTPS2DQ    Y2, Y2
+	VPSRAD       $0x01, Y2, Y3
+	VPSUBD       Y3, Y2, Y2
+	VPADDD       lane0000007f<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VPADDD       lane0000007f<>+0(SB), Y2, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VXORPS       Y2, Y2, Y2
+	VBLENDVPS    Y1, Y2, Y0, Y0
 	VMOVUPS      lane3f800000<>+0(SB), Y1
 	VADDPS       lane3f800000<>+0(SB), Y0, Y0
 	VDIVPS       Y0, Y1, Y0
@@ -4314,31 +4334,35 @@ loop2:
 	VMOVUPS      32(DX), Y0
 	VXORPS       lane80000000<>+0(SB), Y0, Y0
 	VMOVUPS      lanec2d00000<>+0(SB), Y1
-	VMOVUPS      lane42b1999a<>+0(SB), Y2
-	VMINPS       Y0, Y2, Y0
-	VMAXPS       Y0, Y1, Y0
-	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y1
-	VROUNDPS     $0x08, Y1, Y1
-	VFNMADD231PS lane3f318000<>+0(SB), Y1, Y0
-	VFNMADD231PS laneb95e8083<>+0(SB), Y1, Y0
-	VMOVUPS      lane39506967<>+0(SB), Y2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y2
-	VMULPS       Y0, Y2, Y2
-	VFMADD213PS  Y0, Y0, Y2
-	VADDPS       lane3f800000<>+0(SB), Y2, Y0
-	VCVTPS2DQ    Y1, Y1
-	VPSRAD       $0x01, Y1, Y2
-	VPSUBD       Y2, Y1, Y1
-	VPADDD       lane0000007f<>+0(SB), Y2, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
-	VPADDD       lane0000007f<>+0(SB), Y1, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
+	VCMPPS       $0x12, Y1, Y0, Y1
+	VXORPS       Y2, Y2, Y2
+	VMOVUPS      lane42b1999a<>+0(SB), Y3
+	VMINPS       Y0, Y3, Y0
+	VBLENDVPS    Y1, Y2, Y0, Y0
+	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y2
+	VROUNDPS     $0x08, Y2, Y2
+	VFNMADD231PS lane3f318000<>+0(SB), Y2, Y0
+	VFNMADD231PS laneb95e8083<>+0(SB), Y2, Y0
+	VMOVUPS      lane39506967<>+0(SB), Y3
+	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y3
+	VMULPS       Y0, Y3, Y3
+	VFMADD213PS  Y0, Y0, Y3
+	VADDPS       lane3f800000<>+0(SB), Y3, Y0
+	VCVTPS2DQ    Y2, Y2
+	VPSRAD       $0x01, Y2, Y3
+	VPSUBD       Y3, Y2, Y2
+	VPADDD       lane0000007f<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VPADDD       lane0000007f<>+0(SB), Y2, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VXORPS       Y2, Y2, Y2
+	VBLENDVPS    Y1, Y2, Y0, Y0
 	VMOVUPS      lane3f800000<>+0(SB), Y1
 	VADDPS       lane3f800000<>+0(SB), Y0, Y0
 	VDIVPS       Y0, Y1, Y0
@@ -4357,31 +4381,35 @@ loop1:
 	VMOVUPS      (DX), Y0
 	VXORPS       lane80000000<>+0(SB), Y0, Y0
 	VMOVUPS      lanec2d00000<>+0(SB), Y1
-	VMOVUPS      lane42b1999a<>+0(SB), Y2
-	VMINPS       Y0, Y2, Y0
-	VMAXPS       Y0, Y1, Y0
-	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y1
-	VROUNDPS     $0x08, Y1, Y1
-	VFNMADD231PS lane3f318000<>+0(SB), Y1, Y0
-	VFNMADD231PS laneb95e8083<>+0(SB), Y1, Y0
-	VMOVUPS      lane39506967<>+0(SB), Y2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y2
-	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y2
-	VMULPS       Y0, Y2, Y2
-	VFMADD213PS  Y0, Y0, Y2
-	VADDPS       lane3f800000<>+0(SB), Y2, Y0
-	VCVTPS2DQ    Y1, Y1
-	VPSRAD       $0x01, Y1, Y2
-	VPSUBD       Y2, Y1, Y1
-	VPADDD       lane0000007f<>+0(SB), Y2, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
-	VPADDD       lane0000007f<>+0(SB), Y1, Y2
-	VPSLLD       $0x17, Y2, Y2
-	VMULPS       Y2, Y0, Y0
+	VCMPPS       $0x12, Y1, Y0, Y1
+	VXORPS       Y2, Y2, Y2
+	VMOVUPS      lane42b1999a<>+0(SB), Y3
+	VMINPS       Y0, Y3, Y0
+	VBLENDVPS    Y1, Y2, Y0, Y0
+	VMULPS       lane3fb8aa3b<>+0(SB), Y0, Y2
+	VROUNDPS     $0x08, Y2, Y2
+	VFNMADD231PS lane3f318000<>+0(SB), Y2, Y0
+	VFNMADD231PS laneb95e8083<>+0(SB), Y2, Y0
+	VMOVUPS      lane39506967<>+0(SB), Y3
+	VFMADD213PS  lane3ab743ce<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3c088908<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y0, Y3
+	VFMADD213PS  lane3f000000<>+0(SB), Y0, Y3
+	VMULPS       Y0, Y3, Y3
+	VFMADD213PS  Y0, Y0, Y3
+	VADDPS       lane3f800000<>+0(SB), Y3, Y0
+	VCVTPS2DQ    Y2, Y2
+	VPSRAD       $0x01, Y2, Y3
+	VPSUBD       Y3, Y2, Y2
+	VPADDD       lane0000007f<>+0(SB), Y3, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VPADDD       lane0000007f<>+0(SB), Y2, Y3
+	VPSLLD       $0x17, Y3, Y3
+	VMULPS       Y3, Y0, Y0
+	VXORPS       Y2, Y2, Y2
+	VBLENDVPS    Y1, Y2, Y0, Y0
 	VMOVUPS      lane3f800000<>+0(SB), Y1
 	VADDPS       lane3f800000<>+0(SB), Y0, Y0
 	VDIVPS       Y0, Y1, Y0
@@ -4401,31 +4429,35 @@ end1:
 	VMASKMOVPS   (DX), Y0, Y1
 	VXORPS       lane80000000<>+0(SB), Y1, Y1
 	VMOVUPS      lanec2d00000<>+0(SB), Y2
-	VMOVUPS      lane42b1999a<>+0(SB), Y3
-	VMINPS       Y1, Y3, Y1
-	VMAXPS       Y1, Y2, Y1
-	VMULPS       lane3fb8aa3b<>+0(SB), Y1, Y2
-	VROUNDPS     $0x08, Y2, Y2
-	VFNMADD231PS lane3f318000<>+0(SB), Y2, Y1
-	VFNMADD231PS laneb95e8083<>+0(SB), Y2, Y1
-	VMOVUPS      lane39506967<>+0(SB), Y3
-	VFMADD213PS  lane3ab743ce<>+0(SB), Y1, Y3
-	VFMADD213PS  lane3c088908<>+0(SB), Y1, Y3
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y1, Y3
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y1, Y3
-	VFMADD213PS  lane3f000000<>+0(SB), Y1, Y3
-	VMULPS       Y1, Y3, Y3
-	VFMADD213PS  Y1, Y1, Y3
-	VADDPS       lane3f800000<>+0(SB), Y3, Y1
-	VCVTPS2DQ    Y2, Y2
-	VPSRAD       $0x01, Y2, Y3
-	VPSUBD       Y3, Y2, Y2
-	VPADDD       lane0000007f<>+0(SB), Y3, Y3
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y3, Y1, Y1
-	VPADDD       lane0000007f<>+0(SB), Y2, Y3
-	VPSLLD       $0x17, Y3, Y3
-	VMULPS       Y3, Y1, Y1
+	VCMPPS       $0x12, Y2, Y1, Y2
+	VXORPS       Y3, Y3, Y3
+	VMOVUPS      lane42b1999a<>+0(SB), Y4
+	VMINPS       Y1, Y4, Y1
+	VBLENDVPS    Y2, Y3, Y1, Y1
+	VMULPS       lane3fb8aa3b<>+0(SB), Y1, Y3
+	VROUNDPS     $0x08, Y3, Y3
+	VFNMADD231PS lane3f318000<>+0(SB), Y3, Y1
+	VFNMADD231PS laneb95e8083<>+0(SB), Y3, Y1
+	VMOVUPS      lane39506967<>+0(SB), Y4
+	VFMADD213PS  lane3ab743ce<>+0(SB), Y1, Y4
+	VFMADD213PS  lane3c088908<>+0(SB), Y1, Y4
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Y1, Y4
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Y1, Y4
+	VFMADD213PS  lane3f000000<>+0(SB), Y1, Y4
+	VMULPS       Y1, Y4, Y4
+	VFMADD213PS  Y1, Y1, Y4
+	VADDPS       lane3f800000<>+0(SB), Y4, Y1
+	VCVTPS2DQ    Y3, Y3
+	VPSRAD       $0x01, Y3, Y4
+	VPSUBD       Y4, Y3, Y3
+	VPADDD       lane0000007f<>+0(SB), Y4, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VMULPS       Y4, Y1, Y1
+	VPADDD       lane0000007f<>+0(SB), Y3, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VMULPS       Y4, Y1, Y1
+	VXORPS       Y3, Y3, Y3
+	VBLENDVPS    Y2, Y3, Y1, Y1
 	VMOVUPS      lane3f800000<>+0(SB), Y2
 	VADDPS       lane3f800000<>+0(SB), Y1, Y1
 	VDIVPS       Y1, Y2, Y1
@@ -10788,44 +10820,52 @@ TEXT ·expAVX512(SB), NOSPLIT, $0-48
 loop2:
 	VMOVUPS      (DX), Z0
 	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z2
-	VMINPS       Z0, Z2, Z0
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       lane3fb8aa3b<>+0(SB), Z0, Z1
-	VRNDSCALEPS  $0x08, Z1, Z1
-	VFNMADD231PS lane3f318000<>+0(SB), Z1, Z0
-	VFNMADD231PS laneb95e8083<>+0(SB), Z1, Z0
-	VMOVUPS      lane39506967<>+0(SB), Z2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3c088908<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3f000000<>+0(SB), Z0, Z2
-	VMULPS       Z0, Z2, Z2
-	VFMADD213PS  Z0, Z0, Z2
-	VADDPS       lane3f800000<>+0(SB), Z2, Z0
-	VSCALEFPS    Z1, Z0, Z0
-	VMOVUPS      Z0, (AX)
+	VCMPPS       $0x12, Z1, Z0, K1
+	VPXORD       Z2, Z2, Z2
+	VMOVUPS      lane42b1999a<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBLENDMPS    Z2, Z0, K1, Z3
+	VMULPS       lane3fb8aa3b<>+0(SB), Z3, Z0
+	VRNDSCALEPS  $0x08, Z0, Z0
+	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z3
+	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z3
+	VMOVUPS      lane39506967<>+0(SB), Z1
+	VFMADD213PS  lane3ab743ce<>+0(SB), Z3, Z1
+	VFMADD213PS  lane3c088908<>+0(SB), Z3, Z1
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z3, Z1
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z3, Z1
+	VFMADD213PS  lane3f000000<>+0(SB), Z3, Z1
+	VMULPS       Z3, Z1, Z1
+	VFMADD213PS  Z3, Z3, Z1
+	VADDPS       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS    Z0, Z1, Z0
+	VPXORD       Z4, Z4, Z4
+	VBLENDMPS    Z4, Z0, K1, Z5
+	VMOVUPS      Z5, (AX)
 	VMOVUPS      64(DX), Z0
 	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z2
-	VMINPS       Z0, Z2, Z0
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       lane3fb8aa3b<>+0(SB), Z0, Z1
-	VRNDSCALEPS  $0x08, Z1, Z1
-	VFNMADD231PS lane3f318000<>+0(SB), Z1, Z0
-	VFNMADD231PS laneb95e8083<>+0(SB), Z1, Z0
-	VMOVUPS      lane39506967<>+0(SB), Z2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3c088908<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3f000000<>+0(SB), Z0, Z2
-	VMULPS       Z0, Z2, Z2
-	VFMADD213PS  Z0, Z0, Z2
-	VADDPS       lane3f800000<>+0(SB), Z2, Z0
-	VSCALEFPS    Z1, Z0, Z0
-	VMOVUPS      Z0, 64(AX)
+	VCMPPS       $0x12, Z1, Z0, K1
+	VPXORD       Z6, Z6, Z6
+	VMOVUPS      lane42b1999a<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBLENDMPS    Z6, Z0, K1, Z7
+	VMULPS       lane3fb8aa3b<>+0(SB), Z7, Z0
+	VRNDSCALEPS  $0x08, Z0, Z0
+	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z7
+	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z7
+	VMOVUPS      lane39506967<>+0(SB), Z1
+	VFMADD213PS  lane3ab743ce<>+0(SB), Z7, Z1
+	VFMADD213PS  lane3c088908<>+0(SB), Z7, Z1
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z7, Z1
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z7, Z1
+	VFMADD213PS  lane3f000000<>+0(SB), Z7, Z1
+	VMULPS       Z7, Z1, Z1
+	VFMADD213PS  Z7, Z7, Z1
+	VADDPS       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS    Z0, Z1, Z0
+	VPXORD       Z8, Z8, Z8
+	VBLENDMPS    Z8, Z0, K1, Z9
+	VMOVUPS      Z9, 64(AX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000080, DX
 	SUBQ         $0x00000020, CX
@@ -10839,24 +10879,28 @@ end2:
 loop1:
 	VMOVUPS      (DX), Z0
 	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z2
-	VMINPS       Z0, Z2, Z0
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       lane3fb8aa3b<>+0(SB), Z0, Z1
-	VRNDSCALEPS  $0x08, Z1, Z1
-	VFNMADD231PS lane3f318000<>+0(SB), Z1, Z0
-	VFNMADD231PS laneb95e8083<>+0(SB), Z1, Z0
-	VMOVUPS      lane39506967<>+0(SB), Z2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3c088908<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3f000000<>+0(SB), Z0, Z2
-	VMULPS       Z0, Z2, Z2
-	VFMADD213PS  Z0, Z0, Z2
-	VADDPS       lane3f800000<>+0(SB), Z2, Z0
-	VSCALEFPS    Z1, Z0, Z0
-	VMOVUPS      Z0, (AX)
+	VCMPPS       $0x12, Z1, Z0, K1
+	VPXORD       Z10, Z10, Z10
+	VMOVUPS      lane42b1999a<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBLENDMPS    Z10, Z0, K1, Z11
+	VMULPS       lane3fb8aa3b<>+0(SB), Z11, Z0
+	VRNDSCALEPS  $0x08, Z0, Z0
+	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z11
+	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z11
+	VMOVUPS      lane39506967<>+0(SB), Z1
+	VFMADD213PS  lane3ab743ce<>+0(SB), Z11, Z1
+	VFMADD213PS  lane3c088908<>+0(SB), Z11, Z1
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z11, Z1
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z11, Z1
+	VFMADD213PS  lane3f000000<>+0(SB), Z11, Z1
+	VMULPS       Z11, Z1, Z1
+	VFMADD213PS  Z11, Z11, Z1
+	VADDPS       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS    Z0, Z1, Z0
+	VPXORD       Z12, Z12, Z12
+	VBLENDMPS    Z12, Z0, K1, Z13
+	VMOVUPS      Z13, (AX)
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x00000040, DX
 	SUBQ         $0x00000010, CX
@@ -10871,24 +10915,28 @@ end1:
 	KMOVW        BX, K1
 	VMOVUPS.Z    (DX), K1, Z0
 	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z2
-	VMINPS       Z0, Z2, Z0
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       lane3fb8aa3b<>+0(SB), Z0, Z1
-	VRNDSCALEPS  $0x08, Z1, Z1
-	VFNMADD231PS lane3f318000<>+0(SB), Z1, Z0
-	VFNMADD231PS laneb95e8083<>+0(SB), Z1, Z0
-	VMOVUPS      lane39506967<>+0(SB), Z2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3c088908<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3f000000<>+0(SB), Z0, Z2
-	VMULPS       Z0, Z2, Z2
-	VFMADD213PS  Z0, Z0, Z2
-	VADDPS       lane3f800000<>+0(SB), Z2, Z0
-	VSCALEFPS    Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (AX)
+	VCMPPS       $0x12, Z1, Z0, K2
+	VPXORD       Z14, Z14, Z14
+	VMOVUPS      lane42b1999a<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBLENDMPS    Z14, Z0, K2, Z15
+	VMULPS       lane3fb8aa3b<>+0(SB), Z15, Z0
+	VRNDSCALEPS  $0x08, Z0, Z0
+	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z15
+	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z15
+	VMOVUPS      lane39506967<>+0(SB), Z1
+	VFMADD213PS  lane3ab743ce<>+0(SB), Z15, Z1
+	VFMADD213PS  lane3c088908<>+0(SB), Z15, Z1
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z15, Z1
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z15, Z1
+	VFMADD213PS  lane3f000000<>+0(SB), Z15, Z1
+	VMULPS       Z15, Z1, Z1
+	VFMADD213PS  Z15, Z15, Z1
+	VADDPS       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS    Z0, Z1, Z0
+	VPXORD       Z16, Z16, Z16
+	VBLENDMPS    Z16, Z0, K2, Z17
+	VMOVUPS      Z17, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -11181,51 +11229,59 @@ TEXT ·logisticAVX512(SB), NOSPLIT, $0-48
 loop2:
 	VMOVUPS      (DX), Z0
 	VXORPS       lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z2
-	VMINPS       Z0, Z2, Z0
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       lane3fb8aa3b<>+0(SB), Z0, Z1
-	VRNDSCALEPS  $0x08, Z1, Z1
-	VFNMADD231PS lane3f318000<>+0(SB), Z1, Z0
-	VFNMADD231PS laneb95e8083<>+0(SB), Z1, Z0
-	VMOVUPS      lane39506967<>+0(SB), Z2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3c088908<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3f000000<>+0(SB), Z0, Z2
-	VMULPS       Z0, Z2, Z2
-	VFMADD213PS  Z0, Z0, Z2
-	VADDPS       lane3f800000<>+0(SB), Z2, Z0
-	VSCALEFPS    Z1, Z0, Z0
-	VMOVUPS      lane3f800000<>+0(SB), Z1
-	VADDPS       lane3f800000<>+0(SB), Z0, Z0
-	VDIVPS       Z0, Z1, Z0
+	VMOVUPS      lanec2d00000<>+0(SB), Z17
+	VCMPPS       $0x12, Z17, Z0, K1
+	VPXORD       Z1, Z1, Z1
+	VMOVUPS      lane42b1999a<>+0(SB), Z17
+	VMINPS       Z0, Z17, Z0
+	VBLENDMPS    Z1, Z0, K1, Z2
+	VMULPS       lane3fb8aa3b<>+0(SB), Z2, Z0
+	VRNDSCALEPS  $0x08, Z0, Z0
+	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z2
+	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z2
+	VMOVUPS      lane39506967<>+0(SB), Z17
+	VFMADD213PS  lane3ab743ce<>+0(SB), Z2, Z17
+	VFMADD213PS  lane3c088908<>+0(SB), Z2, Z17
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z2, Z17
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z2, Z17
+	VFMADD213PS  lane3f000000<>+0(SB), Z2, Z17
+	VMULPS       Z2, Z17, Z17
+	VFMADD213PS  Z2, Z2, Z17
+	VADDPS       lane3f800000<>+0(SB), Z17, Z17
+	VSCALEFPS    Z0, Z17, Z0
+	VPXORD       Z3, Z3, Z3
+	VBLENDMPS    Z3, Z0, K1, Z4
+	VMOVUPS      lane3f800000<>+0(SB), Z0
+	VADDPS       lane3f800000<>+0(SB), Z4, Z17
+	VDIVPS       Z17, Z0, Z0
 	VMOVUPS      Z0, (AX)
 	VMOVUPS      64(DX), Z0
 	VXORPS       lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z2
-	VMINPS       Z0, Z2, Z0
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       lane3fb8aa3b<>+0(SB), Z0, Z1
-	VRNDSCALEPS  $0x08, Z1, Z1
-	VFNMADD231PS lane3f318000<>+0(SB), Z1, Z0
-	VFNMADD231PS laneb95e8083<>+0(SB), Z1, Z0
-	VMOVUPS      lane39506967<>+0(SB), Z2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3c088908<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3f000000<>+0(SB), Z0, Z2
-	VMULPS       Z0, Z2, Z2
-	VFMADD213PS  Z0, Z0, Z2
-	VADDPS       lane3f800000<>+0(SB), Z2, Z0
-	VSCALEFPS    Z1, Z0, Z0
-	VMOVUPS      lane3f800000<>+0(SB), Z1
-	VADDPS       lane3f800000<>+0(SB), Z0, Z0
-	VDIVPS       Z0, Z1, Z0
+	VMOVUPS      lanec2d00000<>+0(SB), Z17
+	VCMPPS       $0x12, Z17, Z0, K1
+	VPXORD       Z5, Z5, Z5
+	VMOVUPS      lane42b1999a<>+0(SB), Z17
+	VMINPS       Z0, Z17, Z0
+	VBLENDMPS    Z5, Z0, K1, Z6
+	VMULPS       lane3fb8aa3b<>+0(SB), Z6, Z0
+	VRNDSCALEPS  $0x08, Z0, Z0
+	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z6
+	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z6
+	VMOVUPS      lane39506967<>+0(SB), Z17
+	VFMADD213PS  lane3ab743ce<>+0(SB), Z6, Z17
+	VFMADD213PS  lane3c088908<>+0(SB), Z6, Z17
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z6, Z17
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z6, Z17
+	VFMADD213PS  lane3f000000<>+0(SB), Z6, Z17
+	VMULPS       Z6, Z17, Z17
+	VFMADD213PS  Z6, Z6, Z17
+	VADDPS       lane3f800000<>+0(SB), Z17, Z17
+	VSCALEFPS    Z0, Z17, Z0
+	VPXORD       Z7, Z7, Z7
+	VBLENDMPS    Z7, Z0, K1, Z8
+	VMOVUPS      lane3f800000<>+0(SB), Z0
+	VADDPS       lane3f800000<>+0(SB), Z8, Z17
+	VDIVPS       Z17, Z0, Z0
 	VMOVUPS      Z0, 64(AX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000080, DX
@@ -11241,26 +11297,30 @@ loop1:
 	VMOVUPS      (DX), Z0
 	VXORPS       lane80000000<>+0(SB), Z0, Z0
 	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z2
-	VMINPS       Z0, Z2, Z0
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       lane3fb8aa3b<>+0(SB), Z0, Z1
-	VRNDSCALEPS  $0x08, Z1, Z1
-	VFNMADD231PS lane3f318000<>+0(SB), Z1, Z0
-	VFNMADD231PS laneb95e8083<>+0(SB), Z1, Z0
-	VMOVUPS      lane39506967<>+0(SB), Z2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3c088908<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3f000000<>+0(SB), Z0, Z2
-	VMULPS       Z0, Z2, Z2
-	VFMADD213PS  Z0, Z0, Z2
-	VADDPS       lane3f800000<>+0(SB), Z2, Z0
-	VSCALEFPS    Z1, Z0, Z0
-	VMOVUPS      lane3f800000<>+0(SB), Z1
-	VADDPS       lane3f800000<>+0(SB), Z0, Z0
-	VDIVPS       Z0, Z1, Z0
+	VCMPPS       $0x12, Z1, Z0, K1
+	VPXORD       Z9, Z9, Z9
+	VMOVUPS      lane42b1999a<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBLENDMPS    Z9, Z0, K1, Z10
+	VMULPS       lane3fb8aa3b<>+0(SB), Z10, Z0
+	VRNDSCALEPS  $0x08, Z0, Z0
+	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z10
+	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z10
+	VMOVUPS      lane39506967<>+0(SB), Z1
+	VFMADD213PS  lane3ab743ce<>+0(SB), Z10, Z1
+	VFMADD213PS  lane3c088908<>+0(SB), Z10, Z1
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z10, Z1
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z10, Z1
+	VFMADD213PS  lane3f000000<>+0(SB), Z10, Z1
+	VMULPS       Z10, Z1, Z1
+	VFMADD213PS  Z10, Z10, Z1
+	VADDPS       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS    Z0, Z1, Z0
+	VPXORD       Z11, Z11, Z11
+	VBLENDMPS    Z11, Z0, K1, Z12
+	VMOVUPS      lane3f800000<>+0(SB), Z0
+	VADDPS       lane3f800000<>+0(SB), Z12, Z1
+	VDIVPS       Z1, Z0, Z0
 	VMOVUPS      Z0, (AX)
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x00000040, DX
@@ -11277,26 +11337,30 @@ end1:
 	VMOVUPS.Z    (DX), K1, Z0
 	VXORPS       lane80000000<>+0(SB), Z0, Z0
 	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z2
-	VMINPS       Z0, Z2, Z0
-	VMAXPS       Z0, Z1, Z0
-	VMULPS       lane3fb8aa3b<>+0(SB), Z0, Z1
-	VRNDSCALEPS  $0x08, Z1, Z1
-	VFNMADD231PS lane3f318000<>+0(SB), Z1, Z0
-	VFNMADD231PS laneb95e8083<>+0(SB), Z1, Z0
-	VMOVUPS      lane39506967<>+0(SB), Z2
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3c088908<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z0, Z2
-	VFMADD213PS  lane3f000000<>+0(SB), Z0, Z2
-	VMULPS       Z0, Z2, Z2
-	VFMADD213PS  Z0, Z0, Z2
-	VADDPS       lane3f800000<>+0(SB), Z2, Z0
-	VSCALEFPS    Z1, Z0, Z0
-	VMOVUPS      lane3f800000<>+0(SB), Z1
-	VADDPS       lane3f800000<>+0(SB), Z0, Z0
-	VDIVPS       Z0, Z1, Z0
+	VCMPPS       $0x12, Z1, Z0, K2
+	VPXORD       Z13, Z13, Z13
+	VMOVUPS      lane42b1999a<>+0(SB), Z1
+	VMINPS       Z0, Z1, Z0
+	VBLENDMPS    Z13, Z0, K2, Z14
+	VMULPS       lane3fb8aa3b<>+0(SB), Z14, Z0
+	VRNDSCALEPS  $0x08, Z0, Z0
+	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z14
+	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z14
+	VMOVUPS      lane39506967<>+0(SB), Z1
+	VFMADD213PS  lane3ab743ce<>+0(SB), Z14, Z1
+	VFMADD213PS  lane3c088908<>+0(SB), Z14, Z1
+	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z14, Z1
+	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z14, Z1
+	VFMADD213PS  lane3f000000<>+0(SB), Z14, Z1
+	VMULPS       Z14, Z1, Z1
+	VFMADD213PS  Z14, Z14, Z1
+	VADDPS       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS    Z0, Z1, Z0
+	VPXORD       Z15, Z15, Z15
+	VBLENDMPS    Z15, Z0, K2, Z16
+	VMOVUPS      lane3f800000<>+0(SB), Z0
+	VADDPS       lane3f800000<>+0(SB), Z16, Z1
+	VDIVPS       Z1, Z0, Z0
 	VMOVUPS      Z0, K1, (AX)
 
 done:
@@ -13429,7 +13493,7 @@ done:
 	RET
 
 // func packEightAVX2(dst *float32, stride int, src *float32, rows *int32, n int)
-// Requires: AVX
+// Requires: AVX, MMX+
 TEXT ·packEightAVX2(SB), NOSPLIT, $0-40
 	MOVQ    dst+0(FP), AX
 	MOVQ    stride+8(FP), CX
@@ -13451,13 +13515,25 @@ TEXT ·packEightAVX2(SB), NOSPLIT, $0-40
 	LEAQ    (DX)(R12*4), R12
 	MOVLQSX 24(BX), R13
 	LEAQ    (DX)(R13*4), R13
-	MOVLQSX 28(BX), BX
-	LEAQ    (DX)(BX*4), BX
+	MOVLQSX 28(BX), R14
+	LEAQ    (DX)(R14*4), R14
 	XORQ    DX, DX
+	MOVQ    R8, BX
+	SUBQ    DI, BX
+	SHLQ    $0x03, BX
 	SUBQ    $0x08, SI
 	JLT     tail
 
 loop:
+	PREFETCHT0  (DI)(BX*1)
+	PREFETCHT0  (R8)(BX*1)
+	PREFETCHT0  (R9)(BX*1)
+	PREFETCHT0  (R10)(BX*1)
+	PREFETCHT0  (R11)(BX*1)
+	PREFETCHT0  (R12)(BX*1)
+	PREFETCHT0  (R13)(BX*1)
+	PREFETCHT0  (R14)(BX*1)
+	ADDQ        $0x20, BX
 	VMOVUPS     (DI)(DX*1), X0
 	VINSERTF128 $0x01, (R11)(DX*1), Y0, Y1
 	VMOVUPS     16(DI)(DX*1), X0
@@ -13471,9 +13547,9 @@ loop:
 	VMOVUPS     16(R9)(DX*1), X0
 	VINSERTF128 $0x01, 16(R13)(DX*1), Y0, Y6
 	VMOVUPS     (R10)(DX*1), X0
-	VINSERTF128 $0x01, (BX)(DX*1), Y0, Y7
+	VINSERTF128 $0x01, (R14)(DX*1), Y0, Y7
 	VMOVUPS     16(R10)(DX*1), X0
-	VINSERTF128 $0x01, 16(BX)(DX*1), Y0, Y8
+	VINSERTF128 $0x01, 16(R14)(DX*1), Y0, Y8
 	VUNPCKLPS   Y3, Y1, Y9
 	VUNPCKHPS   Y3, Y1, Y1
 	VUNPCKLPS   Y7, Y5, Y3
@@ -13529,7 +13605,7 @@ one:
 	VMOVSS X0, 20(AX)
 	VMOVSS (R13)(DX*1), X0
 	VMOVSS X0, 24(AX)
-	VMOVSS (BX)(DX*1), X0
+	VMOVSS (R14)(DX*1), X0
 	VMOVSS X0, 28(AX)
 	ADDQ   CX, AX
 	ADDQ   $0x04, DX

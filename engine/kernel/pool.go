@@ -57,8 +57,13 @@ type helper struct {
 
 const closed = 1 << 32
 
-// maxSpins is how many pauses of a processor, of some 50 ns, a worker waits awake: about as long as a wake-up takes.
-const maxSpins = 300
+// maxSpins is how many pauses of a processor, of some 50 ns, a worker waits awake: longer than the stretches of small work
+// between the products of a training step, which one worker does alone. (With 300, which is what a wake-up takes, an
+// unrolled LSTM gained nothing from a second thread.)
+const maxSpins = 2000
+
+// shortSpins is how many of them a worker waits for another inside a job before it lets other goroutines run.
+const shortSpins = 300
 
 // NewPool starts threads-1 helpers, which sleep until Run needs them and end with Close.
 func NewPool(threads int) *Pool {
@@ -197,9 +202,9 @@ func (p *Pool) work(w int) {
 // goroutines' time, then sleep, so that a wait for a worker that the system has put aside costs little.
 func pause(spin int) {
 	switch {
-	case spin < maxSpins:
+	case spin < shortSpins:
 		spinPause()
-	case spin < 2*maxSpins:
+	case spin < 2*shortSpins:
 		runtime.Gosched()
 	default:
 		time.Sleep(50 * time.Microsecond)

@@ -13,6 +13,7 @@ type loopSpace struct {
 	registers []float32
 	slots     [][]float32
 	temp      []float32
+	streams   [][]float32 // what a loop asks for ahead
 	adam      kernel.Adam
 	_         [64]byte
 }
@@ -27,6 +28,9 @@ func (s *loopSpace) grow(p *program) {
 	}
 	if len(s.temp) < n {
 		s.temp = aligned(n)
+	}
+	if n := len(p.whole) + len(p.results); p.streams && cap(s.streams) < n {
+		s.streams = make([][]float32, 0, n)
 	}
 }
 
@@ -111,6 +115,9 @@ func (p *program) run(s *loopSpace, from, to int, own []float32) {
 			copy(d[:p.cols], o.base.buf[o.off:])
 		}
 	}
+	if p.streams {
+		p.streamed(s)
+	}
 	if p.rows == 1 {
 		for c := from; c < to; c += p.blockCols {
 			p.block(s, slots, 0, 1, c, min(p.blockCols, to-c), own)
@@ -137,7 +144,7 @@ func (p *program) block(s *loopSpace, slots [][]float32, r0, r1, c0, w int, own 
 	get := func(slot int) []float32 { return slots[slot][:n] }
 	for i := range p.code {
 		if p.streams {
-			p.ahead(i, at+n)
+			p.ahead(s, i, at+n)
 		}
 		in := &p.code[i]
 		if in.d >= 0 && p.register[in.d] >= 0 {
@@ -153,7 +160,7 @@ func (p *program) block(s *loopSpace, slots [][]float32, r0, r1, c0, w int, own 
 		case opAdam:
 			in.adam.run(p.set, &s.adam, in, slots, n)
 		case opLoad:
-			p.load(get(in.d), &in.load, r0, r1, c0, w)
+			slots[in.d] = p.load(get(in.d), &in.load, r0, r1, c0, w)
 		case opFold:
 			p.fold(s, in.fold, get(in.arg[0]), r0, r1, c0, w, own)
 		case opRow:
@@ -162,20 +169,34 @@ func (p *program) block(s *loopSpace, slots [][]float32, r0, r1, c0, w int, own 
 	}
 }
 
+// streamed gathers the memory that the loop runs through: its operands in order and its results, each once.
+func (p *program) streamed(s *loopSpace) {
+	s.streams = s.streams[:0]
+	add := func(x []float32) {
+		for _, y := range s.streams {
+			if &x[0] == &y[0] {
+				return
+			}
+		}
+		s.streams = append(s.streams, x)
+	}
+	for i := range p.whole {
+		add(p.whole[i].base.buf[p.whole[i].off:])
+	}
+	for i := range p.results {
+		add(p.results[i].v.buf)
+	}
+}
+
 // ahead asks for a part of the next block, which begins at an element: what instruction i is to wait for.
-func (p *program) ahead(i, at int) {
-	n := min(p.blockRows*p.blockCols, p.rows*p.cols-at)
-	lines := (n + 15) / 16
+func (p *program) ahead(s *loopSpace, i, at int) {
+	lines := (min(p.blockRows*p.blockCols, p.rows*p.cols-at) + 15) / 16
 	from, to := lines*i/len(p.code), lines*(i+1)/len(p.code)
 	if to <= from {
 		return
 	}
-	for k := range p.whole {
-		o := &p.whole[k]
-		kernel.Prefetch(&o.base.buf[o.off+at+16*from], to-from)
-	}
-	for k := range p.results {
-		kernel.Prefetch(&p.results[k].v.buf[at+16*from], to-from)
+	for _, x := range s.streams {
+		kernel.Prefetch(&x[at+16*from], to-from)
 	}
 }
 
@@ -235,6 +256,11 @@ type rowSet struct {
 
 func (t rowSet) rows() int { return t.outer * t.inner }
 
+// sideBySide says whether rows of w elements follow each other in memory.
+func (t rowSet) sideBySide(w int) bool {
+	return (t.inner == 1 || t.innerStep == w) && (t.outer == 1 || t.outerStep == t.inner*w)
+}
+
 // ahead is what follows, most rows at most.
 func (c *cursor) ahead(most int) rowSet {
 	k := len(c.str) - 1
@@ -260,39 +286,53 @@ func (c *cursor) skip(t rowSet) {
 	c.next()
 }
 
-// load reads a strided operand into d.
-func (p *program) load(d []float32, o *operand, r0, r1, c0, w int) {
-	src := o.base.buf
-	if o.last == 0 && len(o.str) == 1 && o.str[0] == 1 && r1-r0 > 1 {
-		p.set.FillRows(d, src[o.off+r0:o.off+r1], w)
-		return
-	}
+// load reads a strided operand into block, and returns it. What lies side by side is returned where it is.
+func (p *program) load(block []float32, o *operand, r0, r1, c0, w int) []float32 {
+	d, src := block, o.base.buf
 	var c cursor
 	c.seek(p.dims, o.str, r0)
 	for r := r0; r < r1; {
 		t := c.ahead(r1 - r)
 		from := o.off + c.off + c0*o.last
-		if o.last == 1 {
+		switch {
+		case o.last == 1 && t.rows() == r1-r0 && t.sideBySide(w):
+			return src[from:][:len(block)]
+		case o.last == 1:
 			copyRows(d[:t.rows()*w], src, from, w, t)
 			d = d[t.rows()*w:]
-		} else {
+		default:
 			for range t.outer {
-				at := from
-				for range t.inner {
-					if o.last == 0 {
-						fill(d[:w], src[at])
-					} else {
+				at, n := from, t.inner*w
+				switch {
+				case o.last != 0:
+					for range t.inner {
 						spread(d[:w], src, at, o.last)
+						d = d[w:]
+						at += t.innerStep
 					}
-					d = d[w:]
-					at += t.innerStep
+					n = 0
+				case t.innerStep == 1:
+					p.set.FillRows(d[:n], src[at:at+t.inner], w)
+				case t.innerStep == 0:
+					p.set.FillRows(d[:n], src[at:at+1], n)
+				default:
+					for i := range t.inner {
+						if row := d[i*w : (i+1)*w]; w < 8 {
+							fill(row, src[at])
+						} else {
+							p.set.FillRows(row, src[at:at+1], w)
+						}
+						at += t.innerStep
+					}
 				}
+				d = d[n:]
 				from += t.outerStep
 			}
 		}
 		r += t.rows()
 		c.skip(t)
 	}
+	return block
 }
 
 // spread reads every step-th element.
@@ -306,7 +346,7 @@ func spread(dst, src []float32, from, step int) {
 // copyRows copies rows of w elements, the first at from in src, one after the other to dst. Short rows, as of a few
 // channels, are moved without calls.
 func copyRows(dst, src []float32, from, w int, t rowSet) {
-	if t.innerStep == w && (t.outer == 1 || t.outerStep == t.inner*w) {
+	if t.sideBySide(w) {
 		copy(dst, src[from:from+len(dst)])
 		return
 	}

@@ -80,9 +80,11 @@ func vectors(w width) {
 func (w width) zeros() vec { d := w.new(); w.zero(d); return d }
 
 // exp reduces to [-ln2/2, ln2/2] and uses the polynomial of the Cephes library; 2 units in the last place, with
-// gradual underflow.
+// gradual underflow. What is zero, as the exponentials of a masked softmax, is not computed: a processor takes some
+// hundred cycles over a result that underflows.
 func (w width) exp(x vec) vec {
-	c := w.max(w.load(f32(-104)), w.min(w.load(f32(88.8)), x)) // a NaN passes
+	zero := w.cmp(le, x, w.load(f32(-104)))
+	c := w.choose(zero, w.zeros(), w.min(w.load(f32(88.8)), x)) // a NaN passes
 	n := w.round(w.mul(c, f32(math.Log2E)), 0)
 	VFNMADD231PS(f32(0.693359375), n, c)
 	VFNMADD231PS(f32(-2.12194440e-4), n, c)
@@ -93,7 +95,7 @@ func (w width) exp(x vec) vec {
 	if w.lanes == 16 {
 		d := w.new()
 		VSCALEFPS(n, p, d)
-		return d
+		return w.choose(zero, w.zeros(), d)
 	}
 	// 2^n in two steps: it may be subnormal or infinite
 	i, h, s := w.new(), w.new(), w.new()
@@ -105,7 +107,7 @@ func (w width) exp(x vec) vec {
 		VPSLLD(U8(23), s, s)
 		p = w.mul(p, s)
 	}
-	return p
+	return w.choose(zero, w.zeros(), p)
 }
 
 // log is the Cephes library's, for all numbers.
