@@ -33,8 +33,14 @@ VARIANTS = [
     ("static channel percentile", 8, 8),
     ("static channel minmax", 4, 8),
     ("static channel percentile", 4, 8),
+    ("static channel minmax products", 8, 8),
+    ("static channel percentile products", 8, 8),
+    ("static channel minmax products", 4, 8),
     ("MatMulNBits", 4, 32),
 ]
+# What a variant of "products" quantises: by default sums and others are, too, and the sum with an attention mask of -1e9
+# or so takes the whole range of its eight bits.
+PRODUCTS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 
 
 def feeds(model, paths):
@@ -79,11 +85,11 @@ def quantize(a):
             sys.exit("the model has no MatMul with a constant weight, which is all that MatMulNBits serves")
         q.model.save_model_to_file(a.out, False)
     else:
-        _, granularity, method = a.variant.split()
+        _, granularity, method, *products = a.variant.split()
         quantize_static(
             prepared, a.out, Reader(feed, 16), quant_format=QuantFormat.QDQ, per_channel=granularity == "channel",
             weight_type=QuantType.QInt8 if a.bits == 8 else QuantType.QInt4, activation_type=QuantType.QUInt8,
-            calibrate_method=METHODS[method],
+            calibrate_method=METHODS[method], op_types_to_quantize=PRODUCTS if products else None,
         )
     seconds = time.time() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

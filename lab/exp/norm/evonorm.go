@@ -61,7 +61,7 @@ func evoNormRecipeOf(s lab.Scale) evoNormRecipe {
 		Width: 8, Groups: 4, B64: images(64, 300, .1), B4: images(4, 600, .02),
 		Search: evoSearchRecipe{
 			Train: 6_000, Validation: 1_000, Test: 4_000, Width: 6, Groups: 2, Batch: 32, LR: .1, Steps: 100, Window: 20, Tournament: 5, Fresh: .3,
-			Proposals: 400, LongProposals: 1_500, LongWindow: 200, LongTournament: 50, LongFresh: .2, Retrained: 5, RetrainWidth: 12, RetrainSteps: 300, Sampled: 40, StabilitySteps: 100,
+			Proposals: 400, LongProposals: 3_000, LongWindow: 200, LongTournament: 50, LongFresh: .2, Retrained: 5, RetrainWidth: 12, RetrainSteps: 300, Sampled: 40, StabilitySteps: 100,
 			Networks: 3, References: []string{"bn-relu", "bn-silu", "gn-relu", "relu", "b0", "s0"},
 		},
 	}
