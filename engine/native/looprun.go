@@ -294,52 +294,64 @@ func (p *program) load(block []float32, o *operand, r0, r1, c0, w int) []float32
 	for r := r0; r < r1; {
 		t := c.ahead(r1 - r)
 		from := o.off + c.off + c0*o.last
-		switch {
-		case o.last == 1 && t.rows() == r1-r0 && t.sideBySide(w):
+		if o.last == 1 && t.rows() == r1-r0 && t.sideBySide(w) {
 			return src[from:][:len(block)]
-		case o.last == 1:
-			copyRows(d[:t.rows()*w], src, from, w, t)
-			d = d[t.rows()*w:]
-		default:
-			for range t.outer {
-				at, n := from, t.inner*w
-				switch {
-				case o.last != 0:
-					for range t.inner {
-						spread(d[:w], src, at, o.last)
-						d = d[w:]
-						at += t.innerStep
-					}
-					n = 0
-				case t.innerStep == 1:
-					p.set.FillRows(d[:n], src[at:at+t.inner], w)
-				case t.innerStep == 0:
-					p.set.FillRows(d[:n], src[at:at+1], n)
-				default:
-					for i := range t.inner {
-						if row := d[i*w : (i+1)*w]; w < 8 {
-							fill(row, src[at])
-						} else {
-							p.set.FillRows(row, src[at:at+1], w)
-						}
-						at += t.innerStep
-					}
-				}
-				d = d[n:]
-				from += t.outerStep
-			}
 		}
+		rows := d[:t.rows()*w]
+		switch o.last {
+		case 0:
+			p.repeatRows(rows, src, from, w, t)
+		case 1:
+			copyRows(rows, src, from, w, t)
+		default:
+			spreadRows(rows, src, from, w, o.last, t)
+		}
+		d = d[len(rows):]
 		r += t.rows()
 		c.skip(t)
 	}
 	return block
 }
 
-// spread reads every step-th element.
-func spread(dst, src []float32, from, step int) {
-	for i := range dst {
-		dst[i] = src[from]
-		from += step
+// repeatRows writes rows of w equal elements, each the element of src where the row begins.
+func (p *program) repeatRows(dst, src []float32, from, w int, t rowSet) {
+	for range t.outer {
+		rows := dst[:t.inner*w]
+		switch {
+		case t.innerStep == 1:
+			p.set.FillRows(rows, src[from:from+t.inner], w)
+		case t.innerStep == 0:
+			p.set.FillRows(rows, src[from:from+1], len(rows))
+		default:
+			at := from
+			for ; len(rows) > 0; rows = rows[w:] {
+				if w < 8 {
+					fill(rows[:w], src[at])
+				} else {
+					p.set.FillRows(rows[:w], src[at:at+1], w)
+				}
+				at += t.innerStep
+			}
+		}
+		dst = dst[t.inner*w:]
+		from += t.outerStep
+	}
+}
+
+// spreadRows writes rows of w elements that lie step apart in src.
+func spreadRows(dst, src []float32, from, w, step int, t rowSet) {
+	for range t.outer {
+		start := from
+		for range t.inner {
+			at := start
+			for i := range dst[:w] {
+				dst[i] = src[at]
+				at += step
+			}
+			dst = dst[w:]
+			start += t.innerStep
+		}
+		from += t.outerStep
 	}
 }
 
