@@ -40,10 +40,13 @@ func assemble(s *Set) {
 		s.SumRows, s.MaxRows, s.FillRows = sumRowsAVX2, maxRowsAVX2, fillRowsAVX2
 		s.SumCols, s.dotLanes = sumColsAVX2, dotLanesAVX2
 		s.packEight, s.copyPanels = packEightAVX2, copyPanelsAVX2
-		s.tile = tiles{mr: 6, nr: 16, ar: 8, masked: false, packed: tileTable{
+		s.peak, s.peakFlops = peakAVX2, 14*8*2
+		s.tile = tiles{mr: 6, lanes: 8, nv: 2, ar: 8, masked: false, packed: tileTable{
+			{},
 			{nil, tilePacked1x8AVX2, tilePacked2x8AVX2, tilePacked3x8AVX2, tilePacked4x8AVX2, tilePacked5x8AVX2, tilePacked6x8AVX2},
 			{nil, tilePacked1x16AVX2, tilePacked2x16AVX2, tilePacked3x16AVX2, tilePacked4x16AVX2, tilePacked5x16AVX2, tilePacked6x16AVX2},
 		}, table: tileTable{
+			{},
 			{nil, tileTable1x8AVX2, tileTable2x8AVX2, tileTable3x8AVX2, tileTable4x8AVX2, tileTable5x8AVX2, tileTable6x8AVX2},
 			{nil, tileTable1x16AVX2, tileTable2x16AVX2, tileTable3x16AVX2, tileTable4x16AVX2, tileTable5x16AVX2, tileTable6x16AVX2},
 		}}
@@ -82,12 +85,17 @@ func assemble(s *Set) {
 		s.SumRows, s.MaxRows, s.FillRows = sumRowsAVX512, maxRowsAVX512, fillRowsAVX512
 		s.SumCols, s.dotLanes = sumColsAVX512, dotLanesAVX512
 		s.packEight, s.copyPanels = packEightAVX2, copyPanelsAVX2
-		s.tile = tiles{mr: 8, nr: 32, ar: 8, masked: true, packed: tileTable{
+		s.peak, s.peakFlops = peakAVX512, 30*16*2
+		s.tile = tiles{mr: 8, lanes: 16, nv: 3, ar: 8, masked: true, packed: tileTable{
+			{},
 			{nil, tilePacked1x16AVX512, tilePacked2x16AVX512, tilePacked3x16AVX512, tilePacked4x16AVX512, tilePacked5x16AVX512, tilePacked6x16AVX512, tilePacked7x16AVX512, tilePacked8x16AVX512},
 			{nil, tilePacked1x32AVX512, tilePacked2x32AVX512, tilePacked3x32AVX512, tilePacked4x32AVX512, tilePacked5x32AVX512, tilePacked6x32AVX512, tilePacked7x32AVX512, tilePacked8x32AVX512},
+			{nil, tilePacked1x48AVX512, tilePacked2x48AVX512, tilePacked3x48AVX512, tilePacked4x48AVX512, tilePacked5x48AVX512, tilePacked6x48AVX512, tilePacked7x48AVX512, tilePacked8x48AVX512},
 		}, table: tileTable{
+			{},
 			{nil, tileTable1x16AVX512, tileTable2x16AVX512, tileTable3x16AVX512, tileTable4x16AVX512, tileTable5x16AVX512, tileTable6x16AVX512, tileTable7x16AVX512, tileTable8x16AVX512},
 			{nil, tileTable1x32AVX512, tileTable2x32AVX512, tileTable3x32AVX512, tileTable4x32AVX512, tileTable5x32AVX512, tileTable6x32AVX512, tileTable7x32AVX512, tileTable8x32AVX512},
+			{nil, tileTable1x48AVX512, tileTable2x48AVX512, tileTable3x48AVX512, tileTable4x48AVX512, tileTable5x48AVX512, tileTable6x48AVX512, tileTable7x48AVX512, tileTable8x48AVX512},
 		}}
 	}
 }

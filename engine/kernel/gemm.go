@@ -4,7 +4,7 @@ import "sync/atomic"
 
 // kBlock is the most of a contraction that is done at once, so that a panel of B stays in the first cache. The blocks
 // fix the order of summation, so they depend on the contraction's length alone, not on the level or the workers.
-const kBlock = 256
+const kBlock = 192
 
 const (
 	mBlock = 96  // about the number of rows that one piece of work computes
@@ -41,7 +41,8 @@ type Gemm struct {
 	columns bool // A is packed a few k at a time, all tiles
 
 	height, tiles int // rows of a tile (the last may have fewer), tiles of all rows
-	panels        int
+	vectors       int // of all columns, the last perhaps in part
+	panels, whole int // panels, and how many of them are as wide as a tile can be: the others follow
 
 	small    bool // whole batches are pieces of work
 	perPiece int  // batches (small) or tiles of a piece
@@ -92,7 +93,7 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	if k < 6*bRuns {
 		g.bRuns = nil
 	}
-	g.panels = (n + t.nr - 1) / t.nr
+	g.cut(n)
 	g.tiles = (m + t.mr - 1) / t.mr
 	g.height = max(1, (m+g.tiles-1)/max(1, g.tiles))
 	g.tiles = (m + g.height - 1) / g.height
@@ -100,12 +101,12 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	shortRuns := !kRegular && len(g.aRuns) > 0 && min(k, g.kLen)/len(g.aRuns[0]) < 3
 	// Rows of A are read in place unless that would be slow: every element of k on another cache line, or rows so far
 	// apart that they fall onto the same lines of the cache.
-	reuse := n > 2*t.nr && m > 24
+	reuse := g.panels > 2 && m > 24
 	far := rowsRegular && k > kBlock && aRow >= 512 && aRow%256 == 0
 	g.packA = shortRuns || reuse && (g.aK != 1 || far)
 	g.columns = m > 1 && sideBySide(a.Rows) == m
 	bk, bKRegular := stride(b.K)
-	g.packB = m > 64 || m > t.mr && bKRegular && bk >= 512 || !g.halvesContiguous()
+	g.packB = m > 64 || m > t.mr && bKRegular && bk >= 512 || !g.vectorsContiguous()
 	g.byRows = g.panels > 1 && sideBySide(b.Rows) == n
 
 	if g.packA {
@@ -123,12 +124,22 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	return g
 }
 
-// halvesContiguous says whether B can be read without packing: the columns of each half of a panel lie side by side.
-func (g *Gemm) halvesContiguous() bool {
-	half := g.set.tile.nr / 2
-	for j := 0; j < g.n; j += half {
-		c := g.b.Rows[j:min(g.n, j+half)]
-		if len(c) < half && !g.set.tile.masked || len(c) > 1 && !contiguous(c) {
+// cut divides n columns into panels: as many whole ones as leave no vector alone behind them, then narrower ones.
+func (g *Gemm) cut(n int) {
+	nv := g.set.tile.nv
+	g.vectors = (n + g.set.tile.lanes - 1) / g.set.tile.lanes
+	g.panels, g.whole = (g.vectors+nv-1)/nv, g.vectors/nv
+	if nv > 2 && g.whole > 0 && g.vectors%nv == 1 {
+		g.whole--
+	}
+}
+
+// vectorsContiguous says whether B can be read without packing: the columns of each vector lie side by side.
+func (g *Gemm) vectorsContiguous() bool {
+	lanes := g.set.tile.lanes
+	for j := 0; j < g.n; j += lanes {
+		c := g.b.Rows[j:min(g.n, j+lanes)]
+		if len(c) < lanes && !g.set.tile.masked || len(c) > 1 && !contiguous(c) {
 			return false
 		}
 	}
@@ -220,13 +231,15 @@ func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32, add bool) {
 }
 
 // Packable says whether B can be packed once for many products: one batch, and not too small.
-func (g *Gemm) Packable() bool { return g.batches == 1 && g.k > 0 && g.m > 0 && g.n >= g.set.tile.nr }
+func (g *Gemm) Packable() bool {
+	return g.batches == 1 && g.k > 0 && g.m > 0 && g.n >= 2*g.set.tile.lanes
+}
 
 // UsePacked makes the product take B as Pack lays it out.
 func (g *Gemm) UsePacked() { g.packB, g.small, g.given = true, false, true }
 
 // PackedSize returns the number of elements that Pack writes.
-func (g *Gemm) PackedSize() int { return g.panels * g.set.tile.nr * g.k }
+func (g *Gemm) PackedSize() int { return g.vectors * g.set.tile.lanes * g.k }
 
 // Pack lays b out for RunPacked, of this or another product with the same operand B.
 func (g *Gemm) Pack(pool *Pool, b, packed []float32) {
@@ -415,11 +428,25 @@ func (j *gemmBatches) Do(worker, i int) {
 	}
 }
 
-func (g *Gemm) blockLen(kb int) int    { return min(g.kLen, g.k-kb*g.kLen) }
-func (g *Gemm) blockAt(kb int) int     { return kb * g.kLen * g.panels * g.set.tile.nr }
-func (g *Gemm) panelAt(p, kb int) int  { return p * g.set.tile.nr * g.blockLen(kb) }
-func (g *Gemm) panelCols(p int) int    { return min(g.set.tile.nr, g.n-p*g.set.tile.nr) }
-func (g *Gemm) halfWide(cols int) bool { return cols*2 <= g.set.tile.nr }
+func (g *Gemm) blockLen(kb int) int   { return min(g.kLen, g.k-kb*g.kLen) }
+func (g *Gemm) blockAt(kb int) int    { return kb * g.kLen * g.vectors * g.set.tile.lanes }
+func (g *Gemm) panelAt(p, kb int) int { return g.panelCol(p) * g.blockLen(kb) }
+
+// panel returns the first vector of a panel and their number.
+func (g *Gemm) panel(p int) (first, n int) {
+	if nv := g.set.tile.nv; p < g.whole {
+		return p * nv, nv
+	} else {
+		rest := min(2, g.vectors-g.whole*nv)
+		return g.whole*nv + (p-g.whole)*rest, rest
+	}
+}
+
+// panelCol returns the first column of a panel.
+func (g *Gemm) panelCol(p int) int {
+	first, _ := g.panel(p)
+	return first * g.set.tile.lanes
+}
 
 // block adds one block of k to tiles t0 to t1 and panels p0 to p1 of C. a is the packed tiles from t0 on, if A is
 // packed, b all packed panels of the block, if B is.
@@ -443,17 +470,16 @@ func (g *Gemm) block(w *workerSpace, a, b []float32, bi, kb, t0, t1, p0, p1 int)
 	f.spread((t1 - t0) * (p1 - p0) * g.blockLen(kb))
 	args.ahead, args.pace = f.next(0)
 	for p := p0; p < p1; p++ {
-		j0, wide := p*t.nr, 1
-		args.cols = g.panelCols(p)
-		if g.halfWide(args.cols) {
-			wide = 0
-		}
+		first, vectors := g.panel(p)
+		j0 := first * t.lanes
+		args.cols = min(vectors*t.lanes, g.n-j0)
 		if g.packB {
-			args.b, args.bks = &b[g.panelAt(p, kb)], t.nr*4>>(1-wide)
+			args.b, args.bks = &b[g.panelAt(p, kb)], vectors*t.lanes*4
 		} else {
-			args.b, args.next = &g.bv[int(g.b.Batch[bi])+int(g.b.Rows[j0])], 0
-			if wide == 1 {
-				args.next = int(g.b.Rows[j0+t.nr/2] - g.b.Rows[j0])
+			args.b = &g.bv[int(g.b.Batch[bi])+int(g.b.Rows[j0])]
+			for i := range vectors - 1 {
+				j := j0 + i*t.lanes
+				args.next[i] = int(g.b.Rows[j+t.lanes] - g.b.Rows[j])
 			}
 		}
 		args.c = &c[j0]
@@ -465,7 +491,7 @@ func (g *Gemm) block(w *workerSpace, a, b []float32, bi, kb, t0, t1, p0, p1 int)
 				args.rows = &g.a.Rows[r]
 			}
 			args.cRows, args.runs, args.n, args.done = &g.cRows[r], &runs[0], len(runs), 0
-			kernels[wide][min(g.height, g.m-r)](args)
+			kernels[vectors][min(g.height, g.m-r)](args)
 			args.ahead, args.pace = f.next(args.pace * g.blockLen(kb))
 		}
 	}

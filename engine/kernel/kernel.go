@@ -108,8 +108,11 @@ type Set struct {
 	// FillRows writes v[r] into all cols elements of row r of x.
 	FillRows func(x, v []float32, cols int)
 
-	tile     tiles
-	dotLanes func(dst, a, b []float32, aK, bK []int32, add int)
+	tile tiles
+	// peak does n rounds of peakFlops operations on registers; nil where there is no assembly
+	peak      func(n int)
+	peakFlops int
+	dotLanes  func(dst, a, b []float32, aK, bK []int32, add int)
 	// packEight transposes eight rows, copyPanels copies stretches of eights; see their twins.
 	packEight  func(dst *float32, stride int, src *float32, rows *int32, n int)
 	copyPanels func(dst *float32, panel int, src *float32, step, n, eights int)

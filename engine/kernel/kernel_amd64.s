@@ -17,14 +17,14 @@ TEXT ·tilePacked1x8AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    (R12), AX
 	LEAQ       (R11)(AX*4), AX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -40,7 +40,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -53,7 +53,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y1, Y2
@@ -103,15 +103,15 @@ TEXT ·tilePacked2x8AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    4(R12), BX
 	LEAQ       (R11)(BX*4), BX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -129,7 +129,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -142,7 +142,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y2, Y3
@@ -184,16 +184,16 @@ TEXT ·tilePacked3x8AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    8(R12), CX
 	LEAQ       (R11)(CX*4), CX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -213,7 +213,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -226,7 +226,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y3, Y4
@@ -278,8 +278,8 @@ TEXT ·tilePacked4x8AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    12(R12), DX
 	LEAQ       (R11)(DX*4), DX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -287,8 +287,8 @@ TEXT ·tilePacked4x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -310,7 +310,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -323,7 +323,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y4, Y5
@@ -385,8 +385,8 @@ TEXT ·tilePacked5x8AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    16(R12), SI
 	LEAQ       (R11)(SI*4), SI
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -395,8 +395,8 @@ TEXT ·tilePacked5x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -420,7 +420,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -433,7 +433,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y5, Y6
@@ -505,8 +505,8 @@ TEXT ·tilePacked6x8AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    20(R12), DI
 	LEAQ       (R11)(DI*4), DI
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -516,8 +516,8 @@ TEXT ·tilePacked6x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -543,7 +543,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -556,7 +556,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y6, Y7
@@ -614,15 +614,15 @@ TEXT ·tilePacked1x16AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    (R12), AX
 	LEAQ       (R11)(AX*4), AX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -640,7 +640,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -661,7 +661,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y2, Y4
@@ -697,8 +697,8 @@ TEXT ·tilePacked2x16AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    4(R12), BX
 	LEAQ       (R11)(BX*4), BX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -706,8 +706,8 @@ TEXT ·tilePacked2x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -728,7 +728,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -749,7 +749,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y4, Y6
@@ -799,8 +799,8 @@ TEXT ·tilePacked3x16AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    8(R12), CX
 	LEAQ       (R11)(CX*4), CX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -810,8 +810,8 @@ TEXT ·tilePacked3x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -835,7 +835,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -856,7 +856,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y6, Y8
@@ -920,8 +920,8 @@ TEXT ·tilePacked4x16AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    12(R12), DX
 	LEAQ       (R11)(DX*4), DX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -933,8 +933,8 @@ TEXT ·tilePacked4x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -961,7 +961,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -982,7 +982,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y8, Y10
@@ -1060,8 +1060,8 @@ TEXT ·tilePacked5x16AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    16(R12), SI
 	LEAQ       (R11)(SI*4), SI
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -1075,8 +1075,8 @@ TEXT ·tilePacked5x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1106,7 +1106,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1127,7 +1127,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y10, Y12
@@ -1219,8 +1219,8 @@ TEXT ·tilePacked6x16AVX2(SB), NOSPLIT, $0-8
 	MOVLQSX    20(R12), DI
 	LEAQ       (R11)(DI*4), DI
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
@@ -1236,8 +1236,8 @@ TEXT ·tilePacked6x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1270,7 +1270,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1291,7 +1291,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y12, Y14
@@ -1378,8 +1378,8 @@ TEXT ·tileTable1x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1394,7 +1394,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1407,7 +1407,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y1, Y2
@@ -1445,8 +1445,8 @@ TEXT ·tileTable2x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1463,7 +1463,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1476,7 +1476,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y2, Y3
@@ -1525,8 +1525,8 @@ TEXT ·tileTable3x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1545,7 +1545,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1558,7 +1558,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y3, Y4
@@ -1618,8 +1618,8 @@ TEXT ·tileTable4x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1640,7 +1640,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1653,7 +1653,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y4, Y5
@@ -1724,8 +1724,8 @@ TEXT ·tileTable5x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1748,7 +1748,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1761,7 +1761,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y5, Y6
@@ -1843,8 +1843,8 @@ TEXT ·tileTable6x8AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1869,7 +1869,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1882,7 +1882,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y6, Y7
@@ -1946,8 +1946,8 @@ TEXT ·tileTable1x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -1965,7 +1965,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -1986,7 +1986,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y2, Y4
@@ -2030,8 +2030,8 @@ TEXT ·tileTable2x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -2052,7 +2052,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -2073,7 +2073,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y4, Y6
@@ -2133,8 +2133,8 @@ TEXT ·tileTable3x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -2158,7 +2158,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -2179,7 +2179,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y6, Y8
@@ -2255,8 +2255,8 @@ TEXT ·tileTable4x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -2283,7 +2283,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -2304,7 +2304,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y8, Y10
@@ -2396,8 +2396,8 @@ TEXT ·tileTable5x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -2427,7 +2427,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -2448,7 +2448,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y10, Y12
@@ -2556,8 +2556,8 @@ TEXT ·tileTable6x16AVX2(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
@@ -2590,7 +2590,7 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         96(R14), CX
+	MOVQ         104(R14), CX
 	LEAQ         laneMask<>+0(SB), DX
 	XORQ         SI, SI
 	MOVQ         $0x00000008, R8
@@ -2611,7 +2611,7 @@ loop:
 	SUBQ         $0x08, CX
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VMASKMOVPS   (AX)(R11*4), Y12, Y14
@@ -2677,6 +2677,47 @@ replace:
 	MOVLQSX    20(R10), R11
 	VMASKMOVPS Y10, Y12, (AX)(R11*4)
 	VMASKMOVPS Y11, Y13, 32(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func peakAVX2(n int)
+// Requires: AVX, FMA3
+TEXT ·peakAVX2(SB), NOSPLIT, $0-8
+	MOVQ   n+0(FP), AX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
+	VXORPS Y11, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VXORPS Y13, Y13, Y13
+	VXORPS Y14, Y14, Y14
+	VXORPS Y15, Y15, Y15
+
+loop:
+	VFMADD231PS Y14, Y15, Y0
+	VFMADD231PS Y14, Y15, Y1
+	VFMADD231PS Y14, Y15, Y2
+	VFMADD231PS Y14, Y15, Y3
+	VFMADD231PS Y14, Y15, Y4
+	VFMADD231PS Y14, Y15, Y5
+	VFMADD231PS Y14, Y15, Y6
+	VFMADD231PS Y14, Y15, Y7
+	VFMADD231PS Y14, Y15, Y8
+	VFMADD231PS Y14, Y15, Y9
+	VFMADD231PS Y14, Y15, Y10
+	VFMADD231PS Y14, Y15, Y11
+	VFMADD231PS Y14, Y15, Y12
+	VFMADD231PS Y14, Y15, Y13
+	DECQ        AX
+	JNZ         loop
 	VZEROUPPER
 	RET
 
@@ -6874,13 +6915,11 @@ done:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked1x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -6890,19 +6929,19 @@ TEXT ·tilePacked1x16AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    (R12), AX
 	LEAQ       (R11)(AX*4), AX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z1
+	VMOVUPS      (R10), Z1
 	VBROADCASTSS (AX)(R11*4), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         48(R14), R11
@@ -6915,7 +6954,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -6933,13 +6972,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked2x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -6953,20 +6990,20 @@ TEXT ·tilePacked2x16AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    4(R12), BX
 	LEAQ       (R11)(BX*4), BX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z2
+	VMOVUPS      (R10), Z2
 	VBROADCASTSS (AX)(R11*4), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VBROADCASTSS (BX)(R11*4), Z4
@@ -6981,7 +7018,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7004,13 +7041,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked3x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -7028,21 +7063,21 @@ TEXT ·tilePacked3x16AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    8(R12), CX
 	LEAQ       (R11)(CX*4), CX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z3
+	VMOVUPS      (R10), Z3
 	VBROADCASTSS (AX)(R11*4), Z4
 	VFMADD231PS  Z4, Z3, Z0
 	VBROADCASTSS (BX)(R11*4), Z5
@@ -7059,7 +7094,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7087,13 +7122,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked4x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -7115,8 +7148,8 @@ TEXT ·tilePacked4x16AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    12(R12), DX
 	LEAQ       (R11)(DX*4), DX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -7124,13 +7157,13 @@ TEXT ·tilePacked4x16AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z4
+	VMOVUPS      (R10), Z4
 	VBROADCASTSS (AX)(R11*4), Z5
 	VFMADD231PS  Z5, Z4, Z0
 	VBROADCASTSS (BX)(R11*4), Z6
@@ -7149,7 +7182,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7182,13 +7215,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked5x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -7214,8 +7245,8 @@ TEXT ·tilePacked5x16AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    16(R12), SI
 	LEAQ       (R11)(SI*4), SI
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -7224,13 +7255,13 @@ TEXT ·tilePacked5x16AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z5
+	VMOVUPS      (R10), Z5
 	VBROADCASTSS (AX)(R11*4), Z6
 	VFMADD231PS  Z6, Z5, Z0
 	VBROADCASTSS (BX)(R11*4), Z7
@@ -7251,7 +7282,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7289,13 +7320,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked6x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -7325,8 +7354,8 @@ TEXT ·tilePacked6x16AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    20(R12), DI
 	LEAQ       (R11)(DI*4), DI
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -7336,13 +7365,13 @@ TEXT ·tilePacked6x16AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z6
+	VMOVUPS      (R10), Z6
 	VBROADCASTSS (AX)(R11*4), Z7
 	VFMADD231PS  Z7, Z6, Z0
 	VBROADCASTSS (BX)(R11*4), Z8
@@ -7365,7 +7394,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7408,13 +7437,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked7x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -7448,8 +7475,8 @@ TEXT ·tilePacked7x16AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    24(R12), R8
 	LEAQ       (R11)(R8*4), R8
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -7460,13 +7487,13 @@ TEXT ·tilePacked7x16AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z7
+	VMOVUPS      (R10), Z7
 	VBROADCASTSS (AX)(R11*4), Z8
 	VFMADD231PS  Z8, Z7, Z0
 	VBROADCASTSS (BX)(R11*4), Z9
@@ -7491,7 +7518,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7539,13 +7566,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked8x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -7583,8 +7608,8 @@ TEXT ·tilePacked8x16AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    28(R12), R9
 	LEAQ       (R11)(R9*4), R9
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -7596,13 +7621,13 @@ TEXT ·tilePacked8x16AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z8
+	VMOVUPS      (R10), Z8
 	VBROADCASTSS (AX)(R11*4), Z9
 	VFMADD231PS  Z9, Z8, Z0
 	VBROADCASTSS (BX)(R11*4), Z10
@@ -7629,7 +7654,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7682,7 +7707,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked1x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -7699,21 +7724,21 @@ TEXT ·tilePacked1x32AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    (R12), AX
 	LEAQ       (R11)(AX*4), AX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z2
-	VMOVUPS.Z    64(R10), K2, Z3
+	VMOVUPS      (R10), Z2
+	VMOVUPS      64(R10), Z3
 	VBROADCASTSS (AX)(R11*4), Z4
 	VFMADD231PS  Z4, Z2, Z0
 	VFMADD231PS  Z4, Z3, Z1
@@ -7727,7 +7752,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7748,7 +7773,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked2x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -7770,8 +7795,8 @@ TEXT ·tilePacked2x32AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    4(R12), BX
 	LEAQ       (R11)(BX*4), BX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -7779,14 +7804,14 @@ TEXT ·tilePacked2x32AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z4
-	VMOVUPS.Z    64(R10), K2, Z5
+	VMOVUPS      (R10), Z4
+	VMOVUPS      64(R10), Z5
 	VBROADCASTSS (AX)(R11*4), Z6
 	VFMADD231PS  Z6, Z4, Z0
 	VFMADD231PS  Z6, Z5, Z1
@@ -7803,7 +7828,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7832,7 +7857,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked3x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -7859,8 +7884,8 @@ TEXT ·tilePacked3x32AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    8(R12), CX
 	LEAQ       (R11)(CX*4), CX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -7870,14 +7895,14 @@ TEXT ·tilePacked3x32AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z6
-	VMOVUPS.Z    64(R10), K2, Z7
+	VMOVUPS      (R10), Z6
+	VMOVUPS      64(R10), Z7
 	VBROADCASTSS (AX)(R11*4), Z8
 	VFMADD231PS  Z8, Z6, Z0
 	VFMADD231PS  Z8, Z7, Z1
@@ -7897,7 +7922,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -7934,7 +7959,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked4x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -7966,8 +7991,8 @@ TEXT ·tilePacked4x32AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    12(R12), DX
 	LEAQ       (R11)(DX*4), DX
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -7979,14 +8004,14 @@ TEXT ·tilePacked4x32AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z8
-	VMOVUPS.Z    64(R10), K2, Z9
+	VMOVUPS      (R10), Z8
+	VMOVUPS      64(R10), Z9
 	VBROADCASTSS (AX)(R11*4), Z10
 	VFMADD231PS  Z10, Z8, Z0
 	VFMADD231PS  Z10, Z9, Z1
@@ -8009,7 +8034,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -8054,7 +8079,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked5x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -8091,8 +8116,8 @@ TEXT ·tilePacked5x32AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    16(R12), SI
 	LEAQ       (R11)(SI*4), SI
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -8106,14 +8131,14 @@ TEXT ·tilePacked5x32AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z10
-	VMOVUPS.Z    64(R10), K2, Z11
+	VMOVUPS      (R10), Z10
+	VMOVUPS      64(R10), Z11
 	VBROADCASTSS (AX)(R11*4), Z12
 	VFMADD231PS  Z12, Z10, Z0
 	VFMADD231PS  Z12, Z11, Z1
@@ -8139,7 +8164,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -8192,7 +8217,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked6x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -8234,8 +8259,8 @@ TEXT ·tilePacked6x32AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    20(R12), DI
 	LEAQ       (R11)(DI*4), DI
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -8251,14 +8276,14 @@ TEXT ·tilePacked6x32AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z12
-	VMOVUPS.Z    64(R10), K2, Z13
+	VMOVUPS      (R10), Z12
+	VMOVUPS      64(R10), Z13
 	VBROADCASTSS (AX)(R11*4), Z14
 	VFMADD231PS  Z14, Z12, Z0
 	VFMADD231PS  Z14, Z13, Z1
@@ -8287,7 +8312,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -8348,7 +8373,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked7x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -8395,8 +8420,8 @@ TEXT ·tilePacked7x32AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    24(R12), R8
 	LEAQ       (R11)(R8*4), R8
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -8414,14 +8439,14 @@ TEXT ·tilePacked7x32AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z14
-	VMOVUPS.Z    64(R10), K2, Z15
+	VMOVUPS      (R10), Z14
+	VMOVUPS      64(R10), Z15
 	VBROADCASTSS (AX)(R11*4), Z16
 	VFMADD231PS  Z16, Z14, Z0
 	VFMADD231PS  Z16, Z15, Z1
@@ -8453,7 +8478,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -8522,7 +8547,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tilePacked8x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -8574,8 +8599,8 @@ TEXT ·tilePacked8x32AVX512(SB), NOSPLIT, $0-8
 	MOVLQSX    28(R12), R9
 	LEAQ       (R11)(R9*4), R9
 	MOVQ       56(R14), R10
-	MOVQ       112(R14), R13
-	MOVQ       120(R14), R15
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
@@ -8595,14 +8620,14 @@ TEXT ·tilePacked8x32AVX512(SB), NOSPLIT, $0-8
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
-	VMOVUPS.Z    (R10), K1, Z16
-	VMOVUPS.Z    64(R10), K2, Z17
+	VMOVUPS      (R10), Z16
+	VMOVUPS      64(R10), Z17
 	VBROADCASTSS (AX)(R11*4), Z18
 	VFMADD231PS  Z18, Z16, Z0
 	VFMADD231PS  Z18, Z17, Z1
@@ -8637,7 +8662,7 @@ loop:
 	JNZ          run
 	MOVQ         16(R14), AX
 	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
+	CMPQ         96(R14), $0x00
 	JE           replace
 	MOVLQSX      (R10), R11
 	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
@@ -8710,17 +8735,1287 @@ replace:
 	VZEROUPPER
 	RET
 
-// func tileTable1x16AVX512(args *int)
+// func tilePacked1x48AVX512(args *int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·tileTable1x16AVX512(SB), NOSPLIT, $0-8
+TEXT ·tilePacked1x48AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
 	SHRQ       $0x10, AX
 	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVQ       56(R14), R10
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	VMOVUPS      (R10), Z3
+	VMOVUPS      64(R10), Z4
+	VMOVUPS      128(R10), Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z3, Z0
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z2
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+	MOVQ         16(R14), AX
+	MOVQ         24(R14), R10
+	CMPQ         96(R14), $0x00
+	JE           replace
+	MOVLQSX      (R10), R11
+	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tilePacked2x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tilePacked2x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVQ       56(R14), R10
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	VMOVUPS      (R10), Z6
+	VMOVUPS      64(R10), Z7
+	VMOVUPS      128(R10), Z8
+	VBROADCASTSS (AX)(R11*4), Z9
+	VFMADD231PS  Z9, Z6, Z0
+	VFMADD231PS  Z9, Z7, Z1
+	VFMADD231PS  Z9, Z8, Z2
+	VBROADCASTSS (BX)(R11*4), Z10
+	VFMADD231PS  Z10, Z6, Z3
+	VFMADD231PS  Z10, Z7, Z4
+	VFMADD231PS  Z10, Z8, Z5
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+	MOVQ         16(R14), AX
+	MOVQ         24(R14), R10
+	CMPQ         96(R14), $0x00
+	JE           replace
+	MOVLQSX      (R10), R11
+	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	MOVLQSX      4(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS      Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS      Z5, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tilePacked3x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tilePacked3x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVQ       56(R14), R10
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	VMOVUPS      (R10), Z9
+	VMOVUPS      64(R10), Z10
+	VMOVUPS      128(R10), Z11
+	VBROADCASTSS (AX)(R11*4), Z12
+	VFMADD231PS  Z12, Z9, Z0
+	VFMADD231PS  Z12, Z10, Z1
+	VFMADD231PS  Z12, Z11, Z2
+	VBROADCASTSS (BX)(R11*4), Z13
+	VFMADD231PS  Z13, Z9, Z3
+	VFMADD231PS  Z13, Z10, Z4
+	VFMADD231PS  Z13, Z11, Z5
+	VBROADCASTSS (CX)(R11*4), Z12
+	VFMADD231PS  Z12, Z9, Z6
+	VFMADD231PS  Z12, Z10, Z7
+	VFMADD231PS  Z12, Z11, Z8
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+	MOVQ         16(R14), AX
+	MOVQ         24(R14), R10
+	CMPQ         96(R14), $0x00
+	JE           replace
+	MOVLQSX      (R10), R11
+	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	MOVLQSX      4(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS      Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS      Z5, K3, 128(AX)(R11*4)
+	MOVLQSX      8(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS      Z8, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tilePacked4x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tilePacked4x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVQ       56(R14), R10
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	VMOVUPS      (R10), Z12
+	VMOVUPS      64(R10), Z13
+	VMOVUPS      128(R10), Z14
+	VBROADCASTSS (AX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z1
+	VFMADD231PS  Z15, Z14, Z2
+	VBROADCASTSS (BX)(R11*4), Z16
+	VFMADD231PS  Z16, Z12, Z3
+	VFMADD231PS  Z16, Z13, Z4
+	VFMADD231PS  Z16, Z14, Z5
+	VBROADCASTSS (CX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z6
+	VFMADD231PS  Z15, Z13, Z7
+	VFMADD231PS  Z15, Z14, Z8
+	VBROADCASTSS (DX)(R11*4), Z16
+	VFMADD231PS  Z16, Z12, Z9
+	VFMADD231PS  Z16, Z13, Z10
+	VFMADD231PS  Z16, Z14, Z11
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+	MOVQ         16(R14), AX
+	MOVQ         24(R14), R10
+	CMPQ         96(R14), $0x00
+	JE           replace
+	MOVLQSX      (R10), R11
+	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	MOVLQSX      4(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS      Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS      Z5, K3, 128(AX)(R11*4)
+	MOVLQSX      8(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS      Z8, K3, 128(AX)(R11*4)
+	MOVLQSX      12(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS      Z9, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS      Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS      Z11, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tilePacked5x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tilePacked5x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    16(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVLQSX    16(R12), SI
+	LEAQ       (R11)(SI*4), SI
+	MOVQ       56(R14), R10
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	VMOVUPS      (R10), Z15
+	VMOVUPS      64(R10), Z16
+	VMOVUPS      128(R10), Z17
+	VBROADCASTSS (AX)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z0
+	VFMADD231PS  Z18, Z16, Z1
+	VFMADD231PS  Z18, Z17, Z2
+	VBROADCASTSS (BX)(R11*4), Z19
+	VFMADD231PS  Z19, Z15, Z3
+	VFMADD231PS  Z19, Z16, Z4
+	VFMADD231PS  Z19, Z17, Z5
+	VBROADCASTSS (CX)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z6
+	VFMADD231PS  Z18, Z16, Z7
+	VFMADD231PS  Z18, Z17, Z8
+	VBROADCASTSS (DX)(R11*4), Z19
+	VFMADD231PS  Z19, Z15, Z9
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (SI)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z12
+	VFMADD231PS  Z18, Z16, Z13
+	VFMADD231PS  Z18, Z17, Z14
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+	MOVQ         16(R14), AX
+	MOVQ         24(R14), R10
+	CMPQ         96(R14), $0x00
+	JE           replace
+	MOVLQSX      (R10), R11
+	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	MOVLQSX      4(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS      Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS      Z5, K3, 128(AX)(R11*4)
+	MOVLQSX      8(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS      Z8, K3, 128(AX)(R11*4)
+	MOVLQSX      12(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS      Z9, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS      Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS      Z11, K3, 128(AX)(R11*4)
+	MOVLQSX      16(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS      Z12, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS      Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS      Z14, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	MOVLQSX 16(R10), R11
+	VMOVUPS Z12, K1, (AX)(R11*4)
+	VMOVUPS Z13, K2, 64(AX)(R11*4)
+	VMOVUPS Z14, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tilePacked6x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tilePacked6x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    16(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    20(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVLQSX    16(R12), SI
+	LEAQ       (R11)(SI*4), SI
+	MOVLQSX    20(R12), DI
+	LEAQ       (R11)(DI*4), DI
+	MOVQ       56(R14), R10
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	VMOVUPS      (R10), Z18
+	VMOVUPS      64(R10), Z19
+	VMOVUPS      128(R10), Z20
+	VBROADCASTSS (AX)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z0
+	VFMADD231PS  Z21, Z19, Z1
+	VFMADD231PS  Z21, Z20, Z2
+	VBROADCASTSS (BX)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z3
+	VFMADD231PS  Z22, Z19, Z4
+	VFMADD231PS  Z22, Z20, Z5
+	VBROADCASTSS (CX)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z6
+	VFMADD231PS  Z21, Z19, Z7
+	VFMADD231PS  Z21, Z20, Z8
+	VBROADCASTSS (DX)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z9
+	VFMADD231PS  Z22, Z19, Z10
+	VFMADD231PS  Z22, Z20, Z11
+	VBROADCASTSS (SI)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z12
+	VFMADD231PS  Z21, Z19, Z13
+	VFMADD231PS  Z21, Z20, Z14
+	VBROADCASTSS (DI)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z15
+	VFMADD231PS  Z22, Z19, Z16
+	VFMADD231PS  Z22, Z20, Z17
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+	MOVQ         16(R14), AX
+	MOVQ         24(R14), R10
+	CMPQ         96(R14), $0x00
+	JE           replace
+	MOVLQSX      (R10), R11
+	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	MOVLQSX      4(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS      Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS      Z5, K3, 128(AX)(R11*4)
+	MOVLQSX      8(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS      Z8, K3, 128(AX)(R11*4)
+	MOVLQSX      12(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS      Z9, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS      Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS      Z11, K3, 128(AX)(R11*4)
+	MOVLQSX      16(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS      Z12, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS      Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS      Z14, K3, 128(AX)(R11*4)
+	MOVLQSX      20(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS      Z15, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS      Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS      Z17, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	MOVLQSX 16(R10), R11
+	VMOVUPS Z12, K1, (AX)(R11*4)
+	VMOVUPS Z13, K2, 64(AX)(R11*4)
+	VMOVUPS Z14, K3, 128(AX)(R11*4)
+	MOVLQSX 20(R10), R11
+	VMOVUPS Z15, K1, (AX)(R11*4)
+	VMOVUPS Z16, K2, 64(AX)(R11*4)
+	VMOVUPS Z17, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tilePacked7x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tilePacked7x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    16(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    20(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    24(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVLQSX    16(R12), SI
+	LEAQ       (R11)(SI*4), SI
+	MOVLQSX    20(R12), DI
+	LEAQ       (R11)(DI*4), DI
+	MOVLQSX    24(R12), R8
+	LEAQ       (R11)(R8*4), R8
+	MOVQ       56(R14), R10
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	VMOVUPS      (R10), Z21
+	VMOVUPS      64(R10), Z22
+	VMOVUPS      128(R10), Z23
+	VBROADCASTSS (AX)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z0
+	VFMADD231PS  Z24, Z22, Z1
+	VFMADD231PS  Z24, Z23, Z2
+	VBROADCASTSS (BX)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z3
+	VFMADD231PS  Z25, Z22, Z4
+	VFMADD231PS  Z25, Z23, Z5
+	VBROADCASTSS (CX)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z6
+	VFMADD231PS  Z24, Z22, Z7
+	VFMADD231PS  Z24, Z23, Z8
+	VBROADCASTSS (DX)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z9
+	VFMADD231PS  Z25, Z22, Z10
+	VFMADD231PS  Z25, Z23, Z11
+	VBROADCASTSS (SI)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z12
+	VFMADD231PS  Z24, Z22, Z13
+	VFMADD231PS  Z24, Z23, Z14
+	VBROADCASTSS (DI)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z15
+	VFMADD231PS  Z25, Z22, Z16
+	VFMADD231PS  Z25, Z23, Z17
+	VBROADCASTSS (R8)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z18
+	VFMADD231PS  Z24, Z22, Z19
+	VFMADD231PS  Z24, Z23, Z20
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+	MOVQ         16(R14), AX
+	MOVQ         24(R14), R10
+	CMPQ         96(R14), $0x00
+	JE           replace
+	MOVLQSX      (R10), R11
+	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	MOVLQSX      4(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS      Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS      Z5, K3, 128(AX)(R11*4)
+	MOVLQSX      8(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS      Z8, K3, 128(AX)(R11*4)
+	MOVLQSX      12(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS      Z9, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS      Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS      Z11, K3, 128(AX)(R11*4)
+	MOVLQSX      16(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS      Z12, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS      Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS      Z14, K3, 128(AX)(R11*4)
+	MOVLQSX      20(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS      Z15, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS      Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS      Z17, K3, 128(AX)(R11*4)
+	MOVLQSX      24(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z18, K1, Z18
+	VMOVUPS      Z18, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z19, K2, Z19
+	VMOVUPS      Z19, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z20, K3, Z20
+	VMOVUPS      Z20, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	MOVLQSX 16(R10), R11
+	VMOVUPS Z12, K1, (AX)(R11*4)
+	VMOVUPS Z13, K2, 64(AX)(R11*4)
+	VMOVUPS Z14, K3, 128(AX)(R11*4)
+	MOVLQSX 20(R10), R11
+	VMOVUPS Z15, K1, (AX)(R11*4)
+	VMOVUPS Z16, K2, 64(AX)(R11*4)
+	VMOVUPS Z17, K3, 128(AX)(R11*4)
+	MOVLQSX 24(R10), R11
+	VMOVUPS Z18, K1, (AX)(R11*4)
+	VMOVUPS Z19, K2, 64(AX)(R11*4)
+	VMOVUPS Z20, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tilePacked8x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tilePacked8x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    16(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    20(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    24(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    28(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVLQSX    16(R12), SI
+	LEAQ       (R11)(SI*4), SI
+	MOVLQSX    20(R12), DI
+	LEAQ       (R11)(DI*4), DI
+	MOVLQSX    24(R12), R8
+	LEAQ       (R11)(R8*4), R8
+	MOVLQSX    28(R12), R9
+	LEAQ       (R11)(R9*4), R9
+	MOVQ       56(R14), R10
+	MOVQ       120(R14), R13
+	MOVQ       128(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	VMOVUPS      (R10), Z24
+	VMOVUPS      64(R10), Z25
+	VMOVUPS      128(R10), Z26
+	VBROADCASTSS (AX)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z0
+	VFMADD231PS  Z27, Z25, Z1
+	VFMADD231PS  Z27, Z26, Z2
+	VBROADCASTSS (BX)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z3
+	VFMADD231PS  Z28, Z25, Z4
+	VFMADD231PS  Z28, Z26, Z5
+	VBROADCASTSS (CX)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z6
+	VFMADD231PS  Z27, Z25, Z7
+	VFMADD231PS  Z27, Z26, Z8
+	VBROADCASTSS (DX)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z9
+	VFMADD231PS  Z28, Z25, Z10
+	VFMADD231PS  Z28, Z26, Z11
+	VBROADCASTSS (SI)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z12
+	VFMADD231PS  Z27, Z25, Z13
+	VFMADD231PS  Z27, Z26, Z14
+	VBROADCASTSS (DI)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z15
+	VFMADD231PS  Z28, Z25, Z16
+	VFMADD231PS  Z28, Z26, Z17
+	VBROADCASTSS (R8)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z18
+	VFMADD231PS  Z27, Z25, Z19
+	VFMADD231PS  Z27, Z26, Z20
+	VBROADCASTSS (R9)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z21
+	VFMADD231PS  Z28, Z25, Z22
+	VFMADD231PS  Z28, Z26, Z23
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+	MOVQ         16(R14), AX
+	MOVQ         24(R14), R10
+	CMPQ         96(R14), $0x00
+	JE           replace
+	MOVLQSX      (R10), R11
+	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS      Z0, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	MOVLQSX      4(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS      Z3, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS      Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS      Z5, K3, 128(AX)(R11*4)
+	MOVLQSX      8(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS      Z6, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS      Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS      Z8, K3, 128(AX)(R11*4)
+	MOVLQSX      12(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS      Z9, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS      Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS      Z11, K3, 128(AX)(R11*4)
+	MOVLQSX      16(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS      Z12, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS      Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS      Z14, K3, 128(AX)(R11*4)
+	MOVLQSX      20(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS      Z15, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS      Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS      Z17, K3, 128(AX)(R11*4)
+	MOVLQSX      24(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z18, K1, Z18
+	VMOVUPS      Z18, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z19, K2, Z19
+	VMOVUPS      Z19, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z20, K3, Z20
+	VMOVUPS      Z20, K3, 128(AX)(R11*4)
+	MOVLQSX      28(R10), R11
+	VADDPS.Z     (AX)(R11*4), Z21, K1, Z21
+	VMOVUPS      Z21, K1, (AX)(R11*4)
+	VADDPS.Z     64(AX)(R11*4), Z22, K2, Z22
+	VMOVUPS      Z22, K2, 64(AX)(R11*4)
+	VADDPS.Z     128(AX)(R11*4), Z23, K3, Z23
+	VMOVUPS      Z23, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	MOVLQSX 16(R10), R11
+	VMOVUPS Z12, K1, (AX)(R11*4)
+	VMOVUPS Z13, K2, 64(AX)(R11*4)
+	VMOVUPS Z14, K3, 128(AX)(R11*4)
+	MOVLQSX 20(R10), R11
+	VMOVUPS Z15, K1, (AX)(R11*4)
+	VMOVUPS Z16, K2, 64(AX)(R11*4)
+	VMOVUPS Z17, K3, 128(AX)(R11*4)
+	MOVLQSX 24(R10), R11
+	VMOVUPS Z18, K1, (AX)(R11*4)
+	VMOVUPS Z19, K2, 64(AX)(R11*4)
+	VMOVUPS Z20, K3, 128(AX)(R11*4)
+	MOVLQSX 28(R10), R11
+	VMOVUPS Z21, K1, (AX)(R11*4)
+	VMOVUPS Z22, K2, 64(AX)(R11*4)
+	VMOVUPS Z23, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable1x16AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable1x16AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -8732,17 +10027,39 @@ TEXT ·tileTable1x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       72(R14), R10
 	MOVQ       56(R14), R15
 	VPXORD     Z0, Z0, Z0
+	CMPQ       104(R14), $0x10
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z1
+	VBROADCASTSS (AX)(R11*4), Z2
+	VFMADD231PS  Z2, Z1, Z0
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
 	MOVLQSX      (R10), R13
-	VMOVUPS.Z    (R15)(R13*4), K1, Z1
+	VMOVUPS      (R15)(R13*4), Z1
 	VBROADCASTSS (AX)(R11*4), Z2
 	VFMADD231PS  Z2, Z1, Z0
 	ADDQ         48(R14), R11
@@ -8751,13 +10068,15 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8771,13 +10090,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable2x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -8794,17 +10111,41 @@ TEXT ·tileTable2x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       56(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
+	CMPQ       104(R14), $0x10
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z2
+	VBROADCASTSS (AX)(R11*4), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VBROADCASTSS (BX)(R11*4), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
 	MOVLQSX      (R10), R13
-	VMOVUPS.Z    (R15)(R13*4), K1, Z2
+	VMOVUPS      (R15)(R13*4), Z2
 	VBROADCASTSS (AX)(R11*4), Z3
 	VFMADD231PS  Z3, Z2, Z0
 	VBROADCASTSS (BX)(R11*4), Z4
@@ -8815,16 +10156,18 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8840,13 +10183,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable3x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -8868,17 +10209,43 @@ TEXT ·tileTable3x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
+	CMPQ       104(R14), $0x10
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z3
+	VBROADCASTSS (AX)(R11*4), Z4
+	VFMADD231PS  Z4, Z3, Z0
+	VBROADCASTSS (BX)(R11*4), Z5
+	VFMADD231PS  Z5, Z3, Z1
+	VBROADCASTSS (CX)(R11*4), Z4
+	VFMADD231PS  Z4, Z3, Z2
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
 	MOVLQSX      (R10), R13
-	VMOVUPS.Z    (R15)(R13*4), K1, Z3
+	VMOVUPS      (R15)(R13*4), Z3
 	VBROADCASTSS (AX)(R11*4), Z4
 	VFMADD231PS  Z4, Z3, Z0
 	VBROADCASTSS (BX)(R11*4), Z5
@@ -8891,19 +10258,21 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8921,13 +10290,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable4x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -8954,17 +10321,45 @@ TEXT ·tileTable4x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
 	VPXORD     Z3, Z3, Z3
+	CMPQ       104(R14), $0x10
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z4
+	VBROADCASTSS (AX)(R11*4), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VBROADCASTSS (BX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VBROADCASTSS (CX)(R11*4), Z5
+	VFMADD231PS  Z5, Z4, Z2
+	VBROADCASTSS (DX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z3
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
 	MOVLQSX      (R10), R13
-	VMOVUPS.Z    (R15)(R13*4), K1, Z4
+	VMOVUPS      (R15)(R13*4), Z4
 	VBROADCASTSS (AX)(R11*4), Z5
 	VFMADD231PS  Z5, Z4, Z0
 	VBROADCASTSS (BX)(R11*4), Z6
@@ -8979,22 +10374,24 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9014,13 +10411,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable5x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -9052,17 +10447,47 @@ TEXT ·tileTable5x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z2, Z2, Z2
 	VPXORD     Z3, Z3, Z3
 	VPXORD     Z4, Z4, Z4
+	CMPQ       104(R14), $0x10
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z0
+	VBROADCASTSS (BX)(R11*4), Z7
+	VFMADD231PS  Z7, Z5, Z1
+	VBROADCASTSS (CX)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z2
+	VBROADCASTSS (DX)(R11*4), Z7
+	VFMADD231PS  Z7, Z5, Z3
+	VBROADCASTSS (SI)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z4
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
 	MOVLQSX      (R10), R13
-	VMOVUPS.Z    (R15)(R13*4), K1, Z5
+	VMOVUPS      (R15)(R13*4), Z5
 	VBROADCASTSS (AX)(R11*4), Z6
 	VFMADD231PS  Z6, Z5, Z0
 	VBROADCASTSS (BX)(R11*4), Z7
@@ -9079,25 +10504,27 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9119,13 +10546,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable6x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -9162,17 +10587,49 @@ TEXT ·tileTable6x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z3, Z3, Z3
 	VPXORD     Z4, Z4, Z4
 	VPXORD     Z5, Z5, Z5
+	CMPQ       104(R14), $0x10
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z6
+	VBROADCASTSS (AX)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z0
+	VBROADCASTSS (BX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z1
+	VBROADCASTSS (CX)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z2
+	VBROADCASTSS (DX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z3
+	VBROADCASTSS (SI)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z4
+	VBROADCASTSS (DI)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z5
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
 	MOVLQSX      (R10), R13
-	VMOVUPS.Z    (R15)(R13*4), K1, Z6
+	VMOVUPS      (R15)(R13*4), Z6
 	VBROADCASTSS (AX)(R11*4), Z7
 	VFMADD231PS  Z7, Z6, Z0
 	VBROADCASTSS (BX)(R11*4), Z8
@@ -9191,28 +10648,30 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z5, K1, Z5
-	VMOVUPS      Z5, K1, (AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z5, K1, Z5
+	VMOVUPS  Z5, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9236,13 +10695,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable7x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -9284,17 +10741,51 @@ TEXT ·tileTable7x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z4, Z4, Z4
 	VPXORD     Z5, Z5, Z5
 	VPXORD     Z6, Z6, Z6
+	CMPQ       104(R14), $0x10
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z7
+	VBROADCASTSS (AX)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z0
+	VBROADCASTSS (BX)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z1
+	VBROADCASTSS (CX)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z2
+	VBROADCASTSS (DX)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z3
+	VBROADCASTSS (SI)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z4
+	VBROADCASTSS (DI)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z5
+	VBROADCASTSS (R8)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z6
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
 	MOVLQSX      (R10), R13
-	VMOVUPS.Z    (R15)(R13*4), K1, Z7
+	VMOVUPS      (R15)(R13*4), Z7
 	VBROADCASTSS (AX)(R11*4), Z8
 	VFMADD231PS  Z8, Z7, Z0
 	VBROADCASTSS (BX)(R11*4), Z9
@@ -9315,31 +10806,33 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z5, K1, Z5
-	VMOVUPS      Z5, K1, (AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z5, K1, Z5
+	VMOVUPS  Z5, K1, (AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9365,13 +10858,11 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable8x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
 	KMOVW      AX, K1
-	SHRQ       $0x10, AX
-	KMOVW      AX, K2
 	MOVQ       16(R14), R11
 	MOVQ       24(R14), R12
 	MOVLQSX    (R12), R13
@@ -9418,17 +10909,53 @@ TEXT ·tileTable8x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z5, Z5, Z5
 	VPXORD     Z6, Z6, Z6
 	VPXORD     Z7, Z7, Z7
+	CMPQ       104(R14), $0x10
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z8
+	VBROADCASTSS (AX)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z0
+	VBROADCASTSS (BX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z1
+	VBROADCASTSS (CX)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z2
+	VBROADCASTSS (DX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z3
+	VBROADCASTSS (SI)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z4
+	VBROADCASTSS (DI)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z5
+	VBROADCASTSS (R8)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z6
+	VBROADCASTSS (R9)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z7
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
 
 run:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
 loop:
 	MOVLQSX      (R10), R13
-	VMOVUPS.Z    (R15)(R13*4), K1, Z8
+	VMOVUPS      (R15)(R13*4), Z8
 	VBROADCASTSS (AX)(R11*4), Z9
 	VFMADD231PS  Z9, Z8, Z0
 	VBROADCASTSS (BX)(R11*4), Z10
@@ -9451,34 +10978,36 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z5, K1, Z5
-	VMOVUPS      Z5, K1, (AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	MOVLQSX      28(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z7, K1, Z7
-	VMOVUPS      Z7, K1, (AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z5, K1, Z5
+	VMOVUPS  Z5, K1, (AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	MOVLQSX  28(R10), R11
+	VADDPS.Z (AX)(R11*4), Z7, K1, Z7
+	VMOVUPS  Z7, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9506,7 +11035,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable1x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -9526,15 +11055,17 @@ TEXT ·tileTable1x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       56(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
+	CMPQ       104(R14), $0x20
+	JGE        run
 
-run:
+runMasked:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
-loop:
+loopMasked:
 	MOVLQSX      (R10), R13
 	VMOVUPS.Z    (R15)(R13*4), K1, Z2
 	ADDQ         80(R14), R13
@@ -9545,18 +11076,43 @@ loop:
 	ADDQ         48(R14), R11
 	ADDQ         $0x04, R10
 	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z2
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z3
+	VBROADCASTSS (AX)(R11*4), Z4
+	VFMADD231PS  Z4, Z2, Z0
+	VFMADD231PS  Z4, Z3, Z1
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9571,7 +11127,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable2x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -9598,15 +11154,17 @@ TEXT ·tileTable2x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
 	VPXORD     Z3, Z3, Z3
+	CMPQ       104(R14), $0x20
+	JGE        run
 
-run:
+runMasked:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
-loop:
+loopMasked:
 	MOVLQSX      (R10), R13
 	VMOVUPS.Z    (R15)(R13*4), K1, Z4
 	ADDQ         80(R14), R13
@@ -9620,23 +11178,51 @@ loop:
 	ADDQ         48(R14), R11
 	ADDQ         $0x04, R10
 	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z4
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z1
+	VBROADCASTSS (BX)(R11*4), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VFMADD231PS  Z7, Z5, Z3
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9654,7 +11240,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable3x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -9688,15 +11274,17 @@ TEXT ·tileTable3x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z3, Z3, Z3
 	VPXORD     Z4, Z4, Z4
 	VPXORD     Z5, Z5, Z5
+	CMPQ       104(R14), $0x20
+	JGE        run
 
-run:
+runMasked:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
-loop:
+loopMasked:
 	MOVLQSX      (R10), R13
 	VMOVUPS.Z    (R15)(R13*4), K1, Z6
 	ADDQ         80(R14), R13
@@ -9713,28 +11301,59 @@ loop:
 	ADDQ         48(R14), R11
 	ADDQ         $0x04, R10
 	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z6
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z7
+	VBROADCASTSS (AX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z0
+	VFMADD231PS  Z8, Z7, Z1
+	VBROADCASTSS (BX)(R11*4), Z9
+	VFMADD231PS  Z9, Z6, Z2
+	VFMADD231PS  Z9, Z7, Z3
+	VBROADCASTSS (CX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z4
+	VFMADD231PS  Z8, Z7, Z5
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9755,7 +11374,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable4x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -9796,15 +11415,17 @@ TEXT ·tileTable4x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z5, Z5, Z5
 	VPXORD     Z6, Z6, Z6
 	VPXORD     Z7, Z7, Z7
+	CMPQ       104(R14), $0x20
+	JGE        run
 
-run:
+runMasked:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
-loop:
+loopMasked:
 	MOVLQSX      (R10), R13
 	VMOVUPS.Z    (R15)(R13*4), K1, Z8
 	ADDQ         80(R14), R13
@@ -9824,33 +11445,67 @@ loop:
 	ADDQ         48(R14), R11
 	ADDQ         $0x04, R10
 	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z8
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z9
+	VBROADCASTSS (AX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z1
+	VBROADCASTSS (BX)(R11*4), Z11
+	VFMADD231PS  Z11, Z8, Z2
+	VFMADD231PS  Z11, Z9, Z3
+	VBROADCASTSS (CX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z4
+	VFMADD231PS  Z10, Z9, Z5
+	VBROADCASTSS (DX)(R11*4), Z11
+	VFMADD231PS  Z11, Z8, Z6
+	VFMADD231PS  Z11, Z9, Z7
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9874,7 +11529,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable5x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -9922,15 +11577,17 @@ TEXT ·tileTable5x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z7, Z7, Z7
 	VPXORD     Z8, Z8, Z8
 	VPXORD     Z9, Z9, Z9
+	CMPQ       104(R14), $0x20
+	JGE        run
 
-run:
+runMasked:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
-loop:
+loopMasked:
 	MOVLQSX      (R10), R13
 	VMOVUPS.Z    (R15)(R13*4), K1, Z10
 	ADDQ         80(R14), R13
@@ -9953,38 +11610,75 @@ loop:
 	ADDQ         48(R14), R11
 	ADDQ         $0x04, R10
 	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z10
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z11
+	VBROADCASTSS (AX)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z0
+	VFMADD231PS  Z12, Z11, Z1
+	VBROADCASTSS (BX)(R11*4), Z13
+	VFMADD231PS  Z13, Z10, Z2
+	VFMADD231PS  Z13, Z11, Z3
+	VBROADCASTSS (CX)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z4
+	VFMADD231PS  Z12, Z11, Z5
+	VBROADCASTSS (DX)(R11*4), Z13
+	VFMADD231PS  Z13, Z10, Z6
+	VFMADD231PS  Z13, Z11, Z7
+	VBROADCASTSS (SI)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z8
+	VFMADD231PS  Z12, Z11, Z9
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z8, K1, Z8
-	VMOVUPS      Z8, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z9, K2, Z9
-	VMOVUPS      Z9, K2, 64(AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z8, K1, Z8
+	VMOVUPS  Z8, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z9, K2, Z9
+	VMOVUPS  Z9, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -10011,7 +11705,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable6x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -10066,15 +11760,17 @@ TEXT ·tileTable6x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z9, Z9, Z9
 	VPXORD     Z10, Z10, Z10
 	VPXORD     Z11, Z11, Z11
+	CMPQ       104(R14), $0x20
+	JGE        run
 
-run:
+runMasked:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
-loop:
+loopMasked:
 	MOVLQSX      (R10), R13
 	VMOVUPS.Z    (R15)(R13*4), K1, Z12
 	ADDQ         80(R14), R13
@@ -10100,43 +11796,83 @@ loop:
 	ADDQ         48(R14), R11
 	ADDQ         $0x04, R10
 	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z12
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z13
+	VBROADCASTSS (AX)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z0
+	VFMADD231PS  Z14, Z13, Z1
+	VBROADCASTSS (BX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z2
+	VFMADD231PS  Z15, Z13, Z3
+	VBROADCASTSS (CX)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z4
+	VFMADD231PS  Z14, Z13, Z5
+	VBROADCASTSS (DX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z6
+	VFMADD231PS  Z15, Z13, Z7
+	VBROADCASTSS (SI)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z8
+	VFMADD231PS  Z14, Z13, Z9
+	VBROADCASTSS (DI)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z10
+	VFMADD231PS  Z15, Z13, Z11
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z8, K1, Z8
-	VMOVUPS      Z8, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z9, K2, Z9
-	VMOVUPS      Z9, K2, 64(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z10, K1, Z10
-	VMOVUPS      Z10, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z11, K2, Z11
-	VMOVUPS      Z11, K2, 64(AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z8, K1, Z8
+	VMOVUPS  Z8, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z9, K2, Z9
+	VMOVUPS  Z9, K2, 64(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z10, K1, Z10
+	VMOVUPS  Z10, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z11, K2, Z11
+	VMOVUPS  Z11, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -10166,7 +11902,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable7x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -10228,15 +11964,17 @@ TEXT ·tileTable7x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z11, Z11, Z11
 	VPXORD     Z12, Z12, Z12
 	VPXORD     Z13, Z13, Z13
+	CMPQ       104(R14), $0x20
+	JGE        run
 
-run:
+runMasked:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
-loop:
+loopMasked:
 	MOVLQSX      (R10), R13
 	VMOVUPS.Z    (R15)(R13*4), K1, Z14
 	ADDQ         80(R14), R13
@@ -10265,48 +12003,91 @@ loop:
 	ADDQ         48(R14), R11
 	ADDQ         $0x04, R10
 	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z14
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z15
+	VBROADCASTSS (AX)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z0
+	VFMADD231PS  Z16, Z15, Z1
+	VBROADCASTSS (BX)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z2
+	VFMADD231PS  Z17, Z15, Z3
+	VBROADCASTSS (CX)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z4
+	VFMADD231PS  Z16, Z15, Z5
+	VBROADCASTSS (DX)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z6
+	VFMADD231PS  Z17, Z15, Z7
+	VBROADCASTSS (SI)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z8
+	VFMADD231PS  Z16, Z15, Z9
+	VBROADCASTSS (DI)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z10
+	VFMADD231PS  Z17, Z15, Z11
+	VBROADCASTSS (R8)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z12
+	VFMADD231PS  Z16, Z15, Z13
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z8, K1, Z8
-	VMOVUPS      Z8, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z9, K2, Z9
-	VMOVUPS      Z9, K2, 64(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z10, K1, Z10
-	VMOVUPS      Z10, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z11, K2, Z11
-	VMOVUPS      Z11, K2, 64(AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
-	VMOVUPS      Z12, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
-	VMOVUPS      Z13, K2, 64(AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z8, K1, Z8
+	VMOVUPS  Z8, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z9, K2, Z9
+	VMOVUPS  Z9, K2, 64(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z10, K1, Z10
+	VMOVUPS  Z10, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z11, K2, Z11
+	VMOVUPS  Z11, K2, 64(AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -10339,7 +12120,7 @@ replace:
 // Requires: AVX, AVX512F, MMX+
 TEXT ·tileTable8x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       args+0(FP), R14
-	MOVQ       96(R14), CX
+	MOVQ       104(R14), CX
 	MOVQ       $0x00000001, AX
 	SHLQ       CL, AX
 	DECQ       AX
@@ -10408,15 +12189,17 @@ TEXT ·tileTable8x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z13, Z13, Z13
 	VPXORD     Z14, Z14, Z14
 	VPXORD     Z15, Z15, Z15
+	CMPQ       104(R14), $0x20
+	JGE        run
 
-run:
+runMasked:
 	MOVQ 32(R14), R12
-	ADDQ 104(R14), R12
-	ADDQ $0x10, 104(R14)
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
 	MOVQ (R12), R11
 	MOVQ 8(R12), R12
 
-loop:
+loopMasked:
 	MOVLQSX      (R10), R13
 	VMOVUPS.Z    (R15)(R13*4), K1, Z16
 	ADDQ         80(R14), R13
@@ -10448,53 +12231,99 @@ loop:
 	ADDQ         48(R14), R11
 	ADDQ         $0x04, R10
 	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z16
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z17
+	VBROADCASTSS (AX)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (BX)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (DX)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (SI)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (DI)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (R8)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (R9)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         88(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z8, K1, Z8
-	VMOVUPS      Z8, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z9, K2, Z9
-	VMOVUPS      Z9, K2, 64(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z10, K1, Z10
-	VMOVUPS      Z10, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z11, K2, Z11
-	VMOVUPS      Z11, K2, 64(AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
-	VMOVUPS      Z12, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
-	VMOVUPS      Z13, K2, 64(AX)(R11*4)
-	MOVLQSX      28(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z14, K1, Z14
-	VMOVUPS      Z14, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z15, K2, Z15
-	VMOVUPS      Z15, K2, 64(AX)(R11*4)
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z8, K1, Z8
+	VMOVUPS  Z8, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z9, K2, Z9
+	VMOVUPS  Z9, K2, 64(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z10, K1, Z10
+	VMOVUPS  Z10, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z11, K2, Z11
+	VMOVUPS  Z11, K2, 64(AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	MOVLQSX  28(R10), R11
+	VADDPS.Z (AX)(R11*4), Z14, K1, Z14
+	VMOVUPS  Z14, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z15, K2, Z15
+	VMOVUPS  Z15, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -10523,6 +12352,1703 @@ replace:
 	MOVLQSX 28(R10), R11
 	VMOVUPS Z14, K1, (AX)(R11*4)
 	VMOVUPS Z15, K2, 64(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable1x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable1x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVQ       72(R14), R10
+	MOVQ       56(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	CMPQ       104(R14), $0x30
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z3
+	ADDQ         80(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z4
+	ADDQ         88(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K3, Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z3, Z0
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z2
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z3
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z4
+	ADDQ         88(R14), R13
+	VMOVUPS      (R15)(R13*4), Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z3, Z0
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z2
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable2x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable2x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVQ       72(R14), R10
+	MOVQ       56(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	CMPQ       104(R14), $0x30
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z6
+	ADDQ         80(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z7
+	ADDQ         88(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K3, Z8
+	VBROADCASTSS (AX)(R11*4), Z9
+	VFMADD231PS  Z9, Z6, Z0
+	VFMADD231PS  Z9, Z7, Z1
+	VFMADD231PS  Z9, Z8, Z2
+	VBROADCASTSS (BX)(R11*4), Z10
+	VFMADD231PS  Z10, Z6, Z3
+	VFMADD231PS  Z10, Z7, Z4
+	VFMADD231PS  Z10, Z8, Z5
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z6
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z7
+	ADDQ         88(R14), R13
+	VMOVUPS      (R15)(R13*4), Z8
+	VBROADCASTSS (AX)(R11*4), Z9
+	VFMADD231PS  Z9, Z6, Z0
+	VFMADD231PS  Z9, Z7, Z1
+	VFMADD231PS  Z9, Z8, Z2
+	VBROADCASTSS (BX)(R11*4), Z10
+	VFMADD231PS  Z10, Z6, Z3
+	VFMADD231PS  Z10, Z7, Z4
+	VFMADD231PS  Z10, Z8, Z5
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable3x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable3x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVQ       72(R14), R10
+	MOVQ       56(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	CMPQ       104(R14), $0x30
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z9
+	ADDQ         80(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z10
+	ADDQ         88(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K3, Z11
+	VBROADCASTSS (AX)(R11*4), Z12
+	VFMADD231PS  Z12, Z9, Z0
+	VFMADD231PS  Z12, Z10, Z1
+	VFMADD231PS  Z12, Z11, Z2
+	VBROADCASTSS (BX)(R11*4), Z13
+	VFMADD231PS  Z13, Z9, Z3
+	VFMADD231PS  Z13, Z10, Z4
+	VFMADD231PS  Z13, Z11, Z5
+	VBROADCASTSS (CX)(R11*4), Z12
+	VFMADD231PS  Z12, Z9, Z6
+	VFMADD231PS  Z12, Z10, Z7
+	VFMADD231PS  Z12, Z11, Z8
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z9
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z10
+	ADDQ         88(R14), R13
+	VMOVUPS      (R15)(R13*4), Z11
+	VBROADCASTSS (AX)(R11*4), Z12
+	VFMADD231PS  Z12, Z9, Z0
+	VFMADD231PS  Z12, Z10, Z1
+	VFMADD231PS  Z12, Z11, Z2
+	VBROADCASTSS (BX)(R11*4), Z13
+	VFMADD231PS  Z13, Z9, Z3
+	VFMADD231PS  Z13, Z10, Z4
+	VFMADD231PS  Z13, Z11, Z5
+	VBROADCASTSS (CX)(R11*4), Z12
+	VFMADD231PS  Z12, Z9, Z6
+	VFMADD231PS  Z12, Z10, Z7
+	VFMADD231PS  Z12, Z11, Z8
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable4x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable4x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVQ       72(R14), R10
+	MOVQ       56(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	CMPQ       104(R14), $0x30
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z12
+	ADDQ         80(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z13
+	ADDQ         88(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K3, Z14
+	VBROADCASTSS (AX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z1
+	VFMADD231PS  Z15, Z14, Z2
+	VBROADCASTSS (BX)(R11*4), Z16
+	VFMADD231PS  Z16, Z12, Z3
+	VFMADD231PS  Z16, Z13, Z4
+	VFMADD231PS  Z16, Z14, Z5
+	VBROADCASTSS (CX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z6
+	VFMADD231PS  Z15, Z13, Z7
+	VFMADD231PS  Z15, Z14, Z8
+	VBROADCASTSS (DX)(R11*4), Z16
+	VFMADD231PS  Z16, Z12, Z9
+	VFMADD231PS  Z16, Z13, Z10
+	VFMADD231PS  Z16, Z14, Z11
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z12
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z13
+	ADDQ         88(R14), R13
+	VMOVUPS      (R15)(R13*4), Z14
+	VBROADCASTSS (AX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z1
+	VFMADD231PS  Z15, Z14, Z2
+	VBROADCASTSS (BX)(R11*4), Z16
+	VFMADD231PS  Z16, Z12, Z3
+	VFMADD231PS  Z16, Z13, Z4
+	VFMADD231PS  Z16, Z14, Z5
+	VBROADCASTSS (CX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z6
+	VFMADD231PS  Z15, Z13, Z7
+	VFMADD231PS  Z15, Z14, Z8
+	VBROADCASTSS (DX)(R11*4), Z16
+	VFMADD231PS  Z16, Z12, Z9
+	VFMADD231PS  Z16, Z13, Z10
+	VFMADD231PS  Z16, Z14, Z11
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable5x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable5x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    16(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVLQSX    16(R12), SI
+	LEAQ       (R11)(SI*4), SI
+	MOVQ       72(R14), R10
+	MOVQ       56(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	CMPQ       104(R14), $0x30
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z15
+	ADDQ         80(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z16
+	ADDQ         88(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K3, Z17
+	VBROADCASTSS (AX)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z0
+	VFMADD231PS  Z18, Z16, Z1
+	VFMADD231PS  Z18, Z17, Z2
+	VBROADCASTSS (BX)(R11*4), Z19
+	VFMADD231PS  Z19, Z15, Z3
+	VFMADD231PS  Z19, Z16, Z4
+	VFMADD231PS  Z19, Z17, Z5
+	VBROADCASTSS (CX)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z6
+	VFMADD231PS  Z18, Z16, Z7
+	VFMADD231PS  Z18, Z17, Z8
+	VBROADCASTSS (DX)(R11*4), Z19
+	VFMADD231PS  Z19, Z15, Z9
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (SI)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z12
+	VFMADD231PS  Z18, Z16, Z13
+	VFMADD231PS  Z18, Z17, Z14
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z15
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z16
+	ADDQ         88(R14), R13
+	VMOVUPS      (R15)(R13*4), Z17
+	VBROADCASTSS (AX)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z0
+	VFMADD231PS  Z18, Z16, Z1
+	VFMADD231PS  Z18, Z17, Z2
+	VBROADCASTSS (BX)(R11*4), Z19
+	VFMADD231PS  Z19, Z15, Z3
+	VFMADD231PS  Z19, Z16, Z4
+	VFMADD231PS  Z19, Z17, Z5
+	VBROADCASTSS (CX)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z6
+	VFMADD231PS  Z18, Z16, Z7
+	VFMADD231PS  Z18, Z17, Z8
+	VBROADCASTSS (DX)(R11*4), Z19
+	VFMADD231PS  Z19, Z15, Z9
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (SI)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z12
+	VFMADD231PS  Z18, Z16, Z13
+	VFMADD231PS  Z18, Z17, Z14
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS  Z14, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	MOVLQSX 16(R10), R11
+	VMOVUPS Z12, K1, (AX)(R11*4)
+	VMOVUPS Z13, K2, 64(AX)(R11*4)
+	VMOVUPS Z14, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable6x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable6x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    16(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    20(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVLQSX    16(R12), SI
+	LEAQ       (R11)(SI*4), SI
+	MOVLQSX    20(R12), DI
+	LEAQ       (R11)(DI*4), DI
+	MOVQ       72(R14), R10
+	MOVQ       56(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	CMPQ       104(R14), $0x30
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z18
+	ADDQ         80(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z19
+	ADDQ         88(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K3, Z20
+	VBROADCASTSS (AX)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z0
+	VFMADD231PS  Z21, Z19, Z1
+	VFMADD231PS  Z21, Z20, Z2
+	VBROADCASTSS (BX)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z3
+	VFMADD231PS  Z22, Z19, Z4
+	VFMADD231PS  Z22, Z20, Z5
+	VBROADCASTSS (CX)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z6
+	VFMADD231PS  Z21, Z19, Z7
+	VFMADD231PS  Z21, Z20, Z8
+	VBROADCASTSS (DX)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z9
+	VFMADD231PS  Z22, Z19, Z10
+	VFMADD231PS  Z22, Z20, Z11
+	VBROADCASTSS (SI)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z12
+	VFMADD231PS  Z21, Z19, Z13
+	VFMADD231PS  Z21, Z20, Z14
+	VBROADCASTSS (DI)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z15
+	VFMADD231PS  Z22, Z19, Z16
+	VFMADD231PS  Z22, Z20, Z17
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z18
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z19
+	ADDQ         88(R14), R13
+	VMOVUPS      (R15)(R13*4), Z20
+	VBROADCASTSS (AX)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z0
+	VFMADD231PS  Z21, Z19, Z1
+	VFMADD231PS  Z21, Z20, Z2
+	VBROADCASTSS (BX)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z3
+	VFMADD231PS  Z22, Z19, Z4
+	VFMADD231PS  Z22, Z20, Z5
+	VBROADCASTSS (CX)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z6
+	VFMADD231PS  Z21, Z19, Z7
+	VFMADD231PS  Z21, Z20, Z8
+	VBROADCASTSS (DX)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z9
+	VFMADD231PS  Z22, Z19, Z10
+	VFMADD231PS  Z22, Z20, Z11
+	VBROADCASTSS (SI)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z12
+	VFMADD231PS  Z21, Z19, Z13
+	VFMADD231PS  Z21, Z20, Z14
+	VBROADCASTSS (DI)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z15
+	VFMADD231PS  Z22, Z19, Z16
+	VFMADD231PS  Z22, Z20, Z17
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS  Z14, K3, 128(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS  Z15, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS  Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS  Z17, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	MOVLQSX 16(R10), R11
+	VMOVUPS Z12, K1, (AX)(R11*4)
+	VMOVUPS Z13, K2, 64(AX)(R11*4)
+	VMOVUPS Z14, K3, 128(AX)(R11*4)
+	MOVLQSX 20(R10), R11
+	VMOVUPS Z15, K1, (AX)(R11*4)
+	VMOVUPS Z16, K2, 64(AX)(R11*4)
+	VMOVUPS Z17, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable7x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable7x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    16(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    20(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    24(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVLQSX    16(R12), SI
+	LEAQ       (R11)(SI*4), SI
+	MOVLQSX    20(R12), DI
+	LEAQ       (R11)(DI*4), DI
+	MOVLQSX    24(R12), R8
+	LEAQ       (R11)(R8*4), R8
+	MOVQ       72(R14), R10
+	MOVQ       56(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	CMPQ       104(R14), $0x30
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z21
+	ADDQ         80(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z22
+	ADDQ         88(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K3, Z23
+	VBROADCASTSS (AX)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z0
+	VFMADD231PS  Z24, Z22, Z1
+	VFMADD231PS  Z24, Z23, Z2
+	VBROADCASTSS (BX)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z3
+	VFMADD231PS  Z25, Z22, Z4
+	VFMADD231PS  Z25, Z23, Z5
+	VBROADCASTSS (CX)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z6
+	VFMADD231PS  Z24, Z22, Z7
+	VFMADD231PS  Z24, Z23, Z8
+	VBROADCASTSS (DX)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z9
+	VFMADD231PS  Z25, Z22, Z10
+	VFMADD231PS  Z25, Z23, Z11
+	VBROADCASTSS (SI)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z12
+	VFMADD231PS  Z24, Z22, Z13
+	VFMADD231PS  Z24, Z23, Z14
+	VBROADCASTSS (DI)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z15
+	VFMADD231PS  Z25, Z22, Z16
+	VFMADD231PS  Z25, Z23, Z17
+	VBROADCASTSS (R8)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z18
+	VFMADD231PS  Z24, Z22, Z19
+	VFMADD231PS  Z24, Z23, Z20
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z21
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z22
+	ADDQ         88(R14), R13
+	VMOVUPS      (R15)(R13*4), Z23
+	VBROADCASTSS (AX)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z0
+	VFMADD231PS  Z24, Z22, Z1
+	VFMADD231PS  Z24, Z23, Z2
+	VBROADCASTSS (BX)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z3
+	VFMADD231PS  Z25, Z22, Z4
+	VFMADD231PS  Z25, Z23, Z5
+	VBROADCASTSS (CX)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z6
+	VFMADD231PS  Z24, Z22, Z7
+	VFMADD231PS  Z24, Z23, Z8
+	VBROADCASTSS (DX)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z9
+	VFMADD231PS  Z25, Z22, Z10
+	VFMADD231PS  Z25, Z23, Z11
+	VBROADCASTSS (SI)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z12
+	VFMADD231PS  Z24, Z22, Z13
+	VFMADD231PS  Z24, Z23, Z14
+	VBROADCASTSS (DI)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z15
+	VFMADD231PS  Z25, Z22, Z16
+	VFMADD231PS  Z25, Z23, Z17
+	VBROADCASTSS (R8)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z18
+	VFMADD231PS  Z24, Z22, Z19
+	VFMADD231PS  Z24, Z23, Z20
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS  Z14, K3, 128(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS  Z15, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS  Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS  Z17, K3, 128(AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z18, K1, Z18
+	VMOVUPS  Z18, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z19, K2, Z19
+	VMOVUPS  Z19, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z20, K3, Z20
+	VMOVUPS  Z20, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	MOVLQSX 16(R10), R11
+	VMOVUPS Z12, K1, (AX)(R11*4)
+	VMOVUPS Z13, K2, 64(AX)(R11*4)
+	VMOVUPS Z14, K3, 128(AX)(R11*4)
+	MOVLQSX 20(R10), R11
+	VMOVUPS Z15, K1, (AX)(R11*4)
+	VMOVUPS Z16, K2, 64(AX)(R11*4)
+	VMOVUPS Z17, K3, 128(AX)(R11*4)
+	MOVLQSX 24(R10), R11
+	VMOVUPS Z18, K1, (AX)(R11*4)
+	VMOVUPS Z19, K2, 64(AX)(R11*4)
+	VMOVUPS Z20, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func tileTable8x48AVX512(args *int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·tileTable8x48AVX512(SB), NOSPLIT, $0-8
+	MOVQ       args+0(FP), R14
+	MOVQ       104(R14), CX
+	MOVQ       $0x00000001, AX
+	SHLQ       CL, AX
+	DECQ       AX
+	KMOVW      AX, K1
+	SHRQ       $0x10, AX
+	KMOVW      AX, K2
+	SHRQ       $0x10, AX
+	KMOVW      AX, K3
+	MOVQ       16(R14), R11
+	MOVQ       24(R14), R12
+	MOVLQSX    (R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    4(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    8(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    12(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    16(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    20(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    24(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVLQSX    28(R12), R13
+	PREFETCHT0 (R11)(R13*4)
+	PREFETCHT0 64(R11)(R13*4)
+	PREFETCHT0 128(R11)(R13*4)
+	MOVQ       (R14), R11
+	MOVQ       8(R14), R12
+	MOVLQSX    (R12), AX
+	LEAQ       (R11)(AX*4), AX
+	MOVLQSX    4(R12), BX
+	LEAQ       (R11)(BX*4), BX
+	MOVLQSX    8(R12), CX
+	LEAQ       (R11)(CX*4), CX
+	MOVLQSX    12(R12), DX
+	LEAQ       (R11)(DX*4), DX
+	MOVLQSX    16(R12), SI
+	LEAQ       (R11)(SI*4), SI
+	MOVLQSX    20(R12), DI
+	LEAQ       (R11)(DI*4), DI
+	MOVLQSX    24(R12), R8
+	LEAQ       (R11)(R8*4), R8
+	MOVLQSX    28(R12), R9
+	LEAQ       (R11)(R9*4), R9
+	MOVQ       72(R14), R10
+	MOVQ       56(R14), R15
+	VPXORD     Z0, Z0, Z0
+	VPXORD     Z1, Z1, Z1
+	VPXORD     Z2, Z2, Z2
+	VPXORD     Z3, Z3, Z3
+	VPXORD     Z4, Z4, Z4
+	VPXORD     Z5, Z5, Z5
+	VPXORD     Z6, Z6, Z6
+	VPXORD     Z7, Z7, Z7
+	VPXORD     Z8, Z8, Z8
+	VPXORD     Z9, Z9, Z9
+	VPXORD     Z10, Z10, Z10
+	VPXORD     Z11, Z11, Z11
+	VPXORD     Z12, Z12, Z12
+	VPXORD     Z13, Z13, Z13
+	VPXORD     Z14, Z14, Z14
+	VPXORD     Z15, Z15, Z15
+	VPXORD     Z16, Z16, Z16
+	VPXORD     Z17, Z17, Z17
+	VPXORD     Z18, Z18, Z18
+	VPXORD     Z19, Z19, Z19
+	VPXORD     Z20, Z20, Z20
+	VPXORD     Z21, Z21, Z21
+	VPXORD     Z22, Z22, Z22
+	VPXORD     Z23, Z23, Z23
+	CMPQ       104(R14), $0x30
+	JGE        run
+
+runMasked:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopMasked:
+	MOVLQSX      (R10), R13
+	VMOVUPS.Z    (R15)(R13*4), K1, Z24
+	ADDQ         80(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K2, Z25
+	ADDQ         88(R14), R13
+	VMOVUPS.Z    (R15)(R13*4), K3, Z26
+	VBROADCASTSS (AX)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z0
+	VFMADD231PS  Z27, Z25, Z1
+	VFMADD231PS  Z27, Z26, Z2
+	VBROADCASTSS (BX)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z3
+	VFMADD231PS  Z28, Z25, Z4
+	VFMADD231PS  Z28, Z26, Z5
+	VBROADCASTSS (CX)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z6
+	VFMADD231PS  Z27, Z25, Z7
+	VFMADD231PS  Z27, Z26, Z8
+	VBROADCASTSS (DX)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z9
+	VFMADD231PS  Z28, Z25, Z10
+	VFMADD231PS  Z28, Z26, Z11
+	VBROADCASTSS (SI)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z12
+	VFMADD231PS  Z27, Z25, Z13
+	VFMADD231PS  Z27, Z26, Z14
+	VBROADCASTSS (DI)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z15
+	VFMADD231PS  Z28, Z25, Z16
+	VFMADD231PS  Z28, Z26, Z17
+	VBROADCASTSS (R8)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z18
+	VFMADD231PS  Z27, Z25, Z19
+	VFMADD231PS  Z27, Z26, Z20
+	VBROADCASTSS (R9)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z21
+	VFMADD231PS  Z28, Z25, Z22
+	VFMADD231PS  Z28, Z26, Z23
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loopMasked
+	DECQ         40(R14)
+	JNZ          runMasked
+	JMP          write
+
+run:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loop:
+	MOVLQSX      (R10), R13
+	VMOVUPS      (R15)(R13*4), Z24
+	ADDQ         80(R14), R13
+	VMOVUPS      (R15)(R13*4), Z25
+	ADDQ         88(R14), R13
+	VMOVUPS      (R15)(R13*4), Z26
+	VBROADCASTSS (AX)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z0
+	VFMADD231PS  Z27, Z25, Z1
+	VFMADD231PS  Z27, Z26, Z2
+	VBROADCASTSS (BX)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z3
+	VFMADD231PS  Z28, Z25, Z4
+	VFMADD231PS  Z28, Z26, Z5
+	VBROADCASTSS (CX)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z6
+	VFMADD231PS  Z27, Z25, Z7
+	VFMADD231PS  Z27, Z26, Z8
+	VBROADCASTSS (DX)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z9
+	VFMADD231PS  Z28, Z25, Z10
+	VFMADD231PS  Z28, Z26, Z11
+	VBROADCASTSS (SI)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z12
+	VFMADD231PS  Z27, Z25, Z13
+	VFMADD231PS  Z27, Z26, Z14
+	VBROADCASTSS (DI)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z15
+	VFMADD231PS  Z28, Z25, Z16
+	VFMADD231PS  Z28, Z26, Z17
+	VBROADCASTSS (R8)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z18
+	VFMADD231PS  Z27, Z25, Z19
+	VFMADD231PS  Z27, Z26, Z20
+	VBROADCASTSS (R9)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z21
+	VFMADD231PS  Z28, Z25, Z22
+	VFMADD231PS  Z28, Z26, Z23
+	ADDQ         48(R14), R11
+	ADDQ         $0x04, R10
+	DECQ         R12
+	JNZ          loop
+	DECQ         40(R14)
+	JNZ          run
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS  Z14, K3, 128(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS  Z15, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS  Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS  Z17, K3, 128(AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z18, K1, Z18
+	VMOVUPS  Z18, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z19, K2, Z19
+	VMOVUPS  Z19, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z20, K3, Z20
+	VMOVUPS  Z20, K3, 128(AX)(R11*4)
+	MOVLQSX  28(R10), R11
+	VADDPS.Z (AX)(R11*4), Z21, K1, Z21
+	VMOVUPS  Z21, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z22, K2, Z22
+	VMOVUPS  Z22, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z23, K3, Z23
+	VMOVUPS  Z23, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+replace:
+	MOVLQSX (R10), R11
+	VMOVUPS Z0, K1, (AX)(R11*4)
+	VMOVUPS Z1, K2, 64(AX)(R11*4)
+	VMOVUPS Z2, K3, 128(AX)(R11*4)
+	MOVLQSX 4(R10), R11
+	VMOVUPS Z3, K1, (AX)(R11*4)
+	VMOVUPS Z4, K2, 64(AX)(R11*4)
+	VMOVUPS Z5, K3, 128(AX)(R11*4)
+	MOVLQSX 8(R10), R11
+	VMOVUPS Z6, K1, (AX)(R11*4)
+	VMOVUPS Z7, K2, 64(AX)(R11*4)
+	VMOVUPS Z8, K3, 128(AX)(R11*4)
+	MOVLQSX 12(R10), R11
+	VMOVUPS Z9, K1, (AX)(R11*4)
+	VMOVUPS Z10, K2, 64(AX)(R11*4)
+	VMOVUPS Z11, K3, 128(AX)(R11*4)
+	MOVLQSX 16(R10), R11
+	VMOVUPS Z12, K1, (AX)(R11*4)
+	VMOVUPS Z13, K2, 64(AX)(R11*4)
+	VMOVUPS Z14, K3, 128(AX)(R11*4)
+	MOVLQSX 20(R10), R11
+	VMOVUPS Z15, K1, (AX)(R11*4)
+	VMOVUPS Z16, K2, 64(AX)(R11*4)
+	VMOVUPS Z17, K3, 128(AX)(R11*4)
+	MOVLQSX 24(R10), R11
+	VMOVUPS Z18, K1, (AX)(R11*4)
+	VMOVUPS Z19, K2, 64(AX)(R11*4)
+	VMOVUPS Z20, K3, 128(AX)(R11*4)
+	MOVLQSX 28(R10), R11
+	VMOVUPS Z21, K1, (AX)(R11*4)
+	VMOVUPS Z22, K2, 64(AX)(R11*4)
+	VMOVUPS Z23, K3, 128(AX)(R11*4)
+	VZEROUPPER
+	RET
+
+// func peakAVX512(n int)
+// Requires: AVX, AVX512F
+TEXT ·peakAVX512(SB), NOSPLIT, $0-8
+	MOVQ   n+0(FP), AX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	VPXORD Z25, Z25, Z25
+	VPXORD Z26, Z26, Z26
+	VPXORD Z27, Z27, Z27
+	VPXORD Z28, Z28, Z28
+	VPXORD Z29, Z29, Z29
+	VPXORD Z30, Z30, Z30
+	VPXORD Z31, Z31, Z31
+
+loop:
+	VFMADD231PS Z30, Z31, Z0
+	VFMADD231PS Z30, Z31, Z1
+	VFMADD231PS Z30, Z31, Z2
+	VFMADD231PS Z30, Z31, Z3
+	VFMADD231PS Z30, Z31, Z4
+	VFMADD231PS Z30, Z31, Z5
+	VFMADD231PS Z30, Z31, Z6
+	VFMADD231PS Z30, Z31, Z7
+	VFMADD231PS Z30, Z31, Z8
+	VFMADD231PS Z30, Z31, Z9
+	VFMADD231PS Z30, Z31, Z10
+	VFMADD231PS Z30, Z31, Z11
+	VFMADD231PS Z30, Z31, Z12
+	VFMADD231PS Z30, Z31, Z13
+	VFMADD231PS Z30, Z31, Z14
+	VFMADD231PS Z30, Z31, Z15
+	VFMADD231PS Z30, Z31, Z16
+	VFMADD231PS Z30, Z31, Z17
+	VFMADD231PS Z30, Z31, Z18
+	VFMADD231PS Z30, Z31, Z19
+	VFMADD231PS Z30, Z31, Z20
+	VFMADD231PS Z30, Z31, Z21
+	VFMADD231PS Z30, Z31, Z22
+	VFMADD231PS Z30, Z31, Z23
+	VFMADD231PS Z30, Z31, Z24
+	VFMADD231PS Z30, Z31, Z25
+	VFMADD231PS Z30, Z31, Z26
+	VFMADD231PS Z30, Z31, Z27
+	VFMADD231PS Z30, Z31, Z28
+	VFMADD231PS Z30, Z31, Z29
+	DECQ        AX
+	JNZ         loop
 	VZEROUPPER
 	RET
 

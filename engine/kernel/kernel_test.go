@@ -543,19 +543,13 @@ func BenchmarkGemm(b *testing.B) {
 // BenchmarkTile is the peak of the micro-kernels: operands in the first cache.
 func BenchmarkTile(b *testing.B) {
 	for _, s := range levels() {
-		t := &s.tile
-		const k = 256
-		a, panel, c := make([]float32, t.mr*k), make([]float32, t.nr*k), make([]float32, t.mr*t.nr)
-		runs, rows, cRows := []run{{0, k}}, multiples(t.mr, 1), multiples(t.mr, t.nr)
 		b.Run(s.Level.String(), func(b *testing.B) {
+			best := 0.0
 			for b.Loop() {
-				args := tileArgs{
-					a: &a[0], rows: &rows[0], c: &c[0], cRows: &cRows[0],
-					runs: &runs[0], n: 1, aks: t.mr, b: &panel[0], bks: t.nr * 4, cols: t.nr,
-				}
-				t.packed[1][t.mr](&args)
+				best = max(best, PeakTile(s))
 			}
-			b.ReportMetric(2*float64(t.mr*t.nr*k)*float64(b.N)/b.Elapsed().Seconds()/1e9, "GF/s")
+			b.ReportMetric(best/1e9, "GF/s")
+			b.ReportMetric(100*best/PeakFMA(s), "%peak")
 		})
 	}
 }
@@ -563,6 +557,9 @@ func BenchmarkTile(b *testing.B) {
 func TestMeasurementsArePositive(t *testing.T) {
 	if f := PeakFMA(Best()); !(f > 0) {
 		t.Errorf("peak %g", f)
+	}
+	if f := PeakTile(Best()); !(f > 0) {
+		t.Errorf("peak of tiles %g", f)
 	}
 	if b := ReadBandwidth(Best(), 1<<20); !(b > 0) {
 		t.Errorf("bandwidth %g", b)

@@ -3,7 +3,7 @@ package kernel
 import "slices"
 
 // Packed operands. B is packed by blocks of k and panels, A by blocks of k and tiles: [k][width], with the width of a
-// panel, or half of it where that is enough, and of a tile.
+// panel, which is whole vectors, and of a tile.
 
 // packRows is how many k a piece packs that packs by rows.
 const packRows = 32
@@ -72,7 +72,7 @@ func atLeast(s []float32, n int) []float32 {
 // compete for the same lines of the first cache.
 func (g *Gemm) tileLen() int { return g.set.tile.ar*g.kLen + 16 }
 func (g *Gemm) aBuffer() int { return g.tiles * g.tileLen() }
-func (g *Gemm) bBuffer() int { return g.panels * g.set.tile.nr * g.kLen }
+func (g *Gemm) bBuffer() int { return g.vectors * g.set.tile.lanes * g.kLen }
 
 // packsOfB is in how many pieces a block of B is packed.
 func (g *Gemm) packsOfB() int {
@@ -111,21 +111,18 @@ func (g *Gemm) packBOf(d []float32, bi, kb, i int) {
 		return
 	}
 	b := g.bv[int(g.b.Batch[bi])+int(g.b.Rows[0]):]
-	nr, kk := g.set.tile.nr, g.blockLen(kb)
-	whole := g.n / nr
+	kk, lanes := g.blockLen(kb), g.set.tile.lanes
+	wide := g.set.tile.nv * lanes
 	for k := i * packRows; k < min(kk, (i+1)*packRows); k++ {
 		row := b[g.b.K[kb*g.kLen+k]:][:g.n]
+		whole := min(g.whole, g.n/wide)
 		if whole > 0 {
-			g.set.copyPanels(&d[k*nr], nr*kk, &row[0], nr, whole, nr/8)
+			g.set.copyPanels(&d[k*wide], wide*kk, &row[0], wide, whole, wide/8)
 		}
-		if n := g.n - whole*nr; n > 0 {
-			w := nr
-			if g.halfWide(n) {
-				w = nr / 2
-			}
-			at := g.panelAt(whole, kb) + k*w
-			copy(d[at:at+n], row[whole*nr:])
-			clear(d[at+n : at+w])
+		for p := whole; p < g.panels; p++ {
+			first, vectors := g.panel(p)
+			q, r := d[first*lanes*kk+k*vectors*lanes:][:vectors*lanes], row[first*lanes:]
+			clear(q[copy(q, r):])
 		}
 	}
 }
@@ -133,11 +130,10 @@ func (g *Gemm) packBOf(d []float32, bi, kb, i int) {
 // packPanel packs the columns of one panel, padded.
 func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
 	b := g.bv[g.b.Batch[bi]:]
-	nr, k0, kk, cols := g.set.tile.nr, kb*g.kLen, g.blockLen(kb), g.panelCols(p)
-	if g.halfWide(cols) {
-		nr /= 2
-	}
-	col := g.b.Rows[p*g.set.tile.nr:][:cols]
+	first, vectors := g.panel(p)
+	j0, nr, k0, kk := first*g.set.tile.lanes, vectors*g.set.tile.lanes, kb*g.kLen, g.blockLen(kb)
+	cols := min(nr, g.n-j0)
+	col := g.b.Rows[j0:][:cols]
 	if n := sideBySide(col); n == cols || n >= 8 && cols%n == 0 { // copy whole stretches
 		for k := range kk {
 			q := d[k*nr : k*nr+nr]
@@ -151,7 +147,7 @@ func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
 	}
 	if g.bRuns != nil && nr%8 == 0 {
 		for j := 0; j < nr; j += 8 {
-			g.packEight(d[j:], nr, b, g.bEights, min(g.n, p*g.set.tile.nr+j), g.bRuns[kb])
+			g.packEight(d[j:], nr, b, g.bEights, min(g.n, j0+j), g.bRuns[kb])
 		}
 		return
 	}

@@ -76,6 +76,8 @@ func tileTable5x16AVX2(args *tileArgs)
 //go:noescape
 func tileTable6x16AVX2(args *tileArgs)
 
+func peakAVX2(n int)
+
 //go:noescape
 func negAVX2(dst []float32, x []float32)
 
@@ -236,6 +238,30 @@ func tilePacked7x32AVX512(args *tileArgs)
 func tilePacked8x32AVX512(args *tileArgs)
 
 //go:noescape
+func tilePacked1x48AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked2x48AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked3x48AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked4x48AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked5x48AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked6x48AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked7x48AVX512(args *tileArgs)
+
+//go:noescape
+func tilePacked8x48AVX512(args *tileArgs)
+
+//go:noescape
 func tileTable1x16AVX512(args *tileArgs)
 
 //go:noescape
@@ -282,6 +308,32 @@ func tileTable7x32AVX512(args *tileArgs)
 
 //go:noescape
 func tileTable8x32AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable1x48AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable2x48AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable3x48AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable4x48AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable5x48AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable6x48AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable7x48AVX512(args *tileArgs)
+
+//go:noescape
+func tileTable8x48AVX512(args *tileArgs)
+
+func peakAVX512(n int)
 
 //go:noescape
 func negAVX512(dst []float32, x []float32)

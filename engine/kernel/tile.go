@@ -2,21 +2,26 @@ package kernel
 
 import "unsafe"
 
-// maxTileRows is the largest number of rows of C that a tile kernel computes at once.
-const maxTileRows = 8
+// maxTileRows and maxTileVectors are the largest tile of C, in rows and vectors, that a tile kernel computes at once.
+const (
+	maxTileRows    = 8
+	maxTileVectors = 3
+)
 
 // tiles are the micro-kernels of one level.
 type tiles struct {
-	mr, nr int
-	ar     int // elements from one k to the next in a packed tile of A
+	mr    int // rows
+	lanes int // elements of a vector
+	nv    int // vectors of a panel
+	ar    int // elements from one k to the next in a packed tile of A
 	// masked kernels read B only where there are columns, so a table may name columns that are not all there.
 	masked bool
 	packed tileTable
 	table  tileTable
 }
 
-// tileTable has in [h][r] the kernel of r rows (1 to mr) and nr/2 (h = 0) or nr (h = 1) columns.
-type tileTable [2][maxTileRows + 1]func(*tileArgs)
+// tileTable has in [v][r] the kernel of r rows (1 to mr) and v vectors (1 to nv).
+type tileTable [maxTileVectors + 1][maxTileRows + 1]func(*tileArgs)
 
 // run is a stretch of the contraction along which A's elements lie at a constant stride.
 type run struct{ off, n int }
@@ -25,9 +30,9 @@ type run struct{ off, n int }
 //
 //	c[cRows[r] + j] (+)= sum over runs and over i < run.n of a[rows[r] + run.off + i*aks] * B[k][j]
 //
-// where k counts on through all runs. With packed B, B[k] lies k*bks bytes after b. With a table, the first half of the
-// columns of B[k] lies table[k] elements after b, the other half next elements later. The assembly knows the offsets of
-// the fields.
+// where k counts on through all runs. With packed B, B[k] lies k*bks bytes after b, whole vectors of it. With a table,
+// the first vector of B[k] lies table[k] elements after b, and each other one next elements after the one before. The
+// assembly knows the offsets of the fields.
 type tileArgs struct {
 	a     *float32
 	rows  *int32
@@ -39,8 +44,8 @@ type tileArgs struct {
 	b     *float32
 	bks   int // bytes
 	table *int32
-	next  int // elements
-	acc   int // 1 adds to C, 0 replaces it
+	next  [maxTileVectors - 1]int // elements
+	acc   int                     // 1 adds to C, 0 replaces it
 	cols  int
 	done  int     // 0; the kernel's progress through runs, in bytes
 	ahead uintptr // packed B: memory to fetch for later products, one line for each k, ...
@@ -48,11 +53,11 @@ type tileArgs struct {
 }
 
 func twinTiles() tiles {
-	t := tiles{mr: 4, nr: 8, ar: 4, masked: true}
-	for h := range 2 {
+	t := tiles{mr: 4, lanes: 4, nv: 2, ar: 4, masked: true}
+	for v := 1; v <= t.nv; v++ {
 		for r := 1; r <= t.mr; r++ {
-			t.packed[h][r] = func(a *tileArgs) { tileTwin(a, r, false) }
-			t.table[h][r] = func(a *tileArgs) { tileTwin(a, r, true) }
+			t.packed[v][r] = func(a *tileArgs) { tileTwin(a, r, false) }
+			t.table[v][r] = func(a *tileArgs) { tileTwin(a, r, true) }
 		}
 	}
 	return t
@@ -60,26 +65,26 @@ func twinTiles() tiles {
 
 // tileTwin defines the tile kernels.
 func tileTwin(a *tileArgs, rows int, table bool) {
-	const half = 4
-	var sum [4][2 * half]float32
+	const lanes = 4
+	var sum [4][2 * lanes]float32
 	aRows, cRows := unsafe.Slice(a.rows, rows), unsafe.Slice(a.cRows, rows)
 	k := 0
 	for _, q := range unsafe.Slice(a.runs, a.n) {
 		at := q.off
 		for range q.n {
-			var b [2]unsafe.Pointer // the halves of B's row
+			var b [2]unsafe.Pointer // the vectors of B's row
 			if table {
 				t := *(*int32)(unsafe.Add(unsafe.Pointer(a.table), k*4))
 				b[0] = unsafe.Add(unsafe.Pointer(a.b), int(t)*4)
-				b[1] = unsafe.Add(b[0], a.next*4)
+				b[1] = unsafe.Add(b[0], a.next[0]*4)
 			} else {
 				b[0] = unsafe.Add(unsafe.Pointer(a.b), k*a.bks)
-				b[1] = unsafe.Add(b[0], half*4)
+				b[1] = unsafe.Add(b[0], lanes*4)
 			}
 			for r := range rows {
 				x := *(*float32)(unsafe.Add(unsafe.Pointer(a.a), (int(aRows[r])+at)*4))
 				for j := range a.cols {
-					sum[r][j] += x * *(*float32)(unsafe.Add(b[j/half], j%half*4))
+					sum[r][j] += x * *(*float32)(unsafe.Add(b[j/lanes], j%lanes*4))
 				}
 			}
 			at += a.aks

@@ -16,6 +16,7 @@ func main() {
 	ConstraintExpr("!race")
 	for _, w := range []width{y, z} {
 		tiles(w)
+		peak(w)
 		vectors(w)
 		adam(w)
 	}

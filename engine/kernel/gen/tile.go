@@ -21,24 +21,27 @@ const (
 	argBKS   = 64
 	argTable = 72
 	argNext  = 80
-	argAcc   = 88
-	argCols  = 96
-	argDone  = 104
-	argAhead = 112
-	argPace  = 120
+	argAcc   = 96
+	argCols  = 104
+	argDone  = 112
+	argAhead = 120
+	argPace  = 128
 )
 
 // rowRegs hold the rows of A. R14 and R15 are free in ABI0 code that is not linked dynamically.
 var rowRegs = []reg.Register{reg.RAX, reg.RBX, reg.RCX, reg.RDX, reg.RSI, reg.RDI, reg.R8, reg.R9}
 
-// tiles writes the micro-kernels of one level: all heights, half and full width, packed B and B through a table.
+// tiles writes the micro-kernels of one level: all heights and widths, packed B and B through a table.
+//
+// Eight rows by three vectors leave the ports that load with half of their time to spare; eight by two do not, and then
+// fall short of the peak by a tenth.
 func tiles(w width) {
-	mr := 8
+	mr, nv := 8, 3
 	if w.lanes == 8 {
-		mr = 6
+		mr, nv = 6, 2
 	}
 	for _, table := range []bool{false, true} {
-		for v := 1; v <= 2; v++ {
+		for v := 1; v <= nv; v++ {
 			for r := 1; r <= mr; r++ {
 				tile(w, r, v, table)
 			}
@@ -65,10 +68,10 @@ func tile(w width, rows, v int, table bool) {
 		pace  = reg.R15 // packed: how far that moves
 		acc   = func(r, i int) reg.VecPhysical { return w.reg(r*v + i) }
 		bv    = func(i int) reg.VecPhysical { return w.reg(rows*v + i) }
-		bcast = func(r int) reg.VecPhysical { return w.reg(rows*v + v + r%2) }
+		bcast = func(r int) reg.VecPhysical { return w.reg(rows*v + v + r%2) } // two in turn
 		field = func(off int) Mem { return Mem{Base: args, Disp: off} }
-		half  = 4 * w.lanes
-		masks = []reg.Register{reg.K1, reg.K2}
+		bytes = 4 * w.lanes
+		masks = []reg.Register{reg.K1, reg.K2, reg.K3}[:v]
 	)
 	Load(Param("args"), args)
 	if w.lanes == 16 { // one bit for each column
@@ -76,9 +79,12 @@ func tile(w width, rows, v int, table bool) {
 		MOVQ(U32(1), reg.RAX)
 		SHLQ(reg.CL, reg.RAX)
 		DECQ(reg.RAX)
-		KMOVW(reg.EAX, reg.K1)
-		SHRQ(U8(16), reg.RAX)
-		KMOVW(reg.EAX, reg.K2)
+		for i, k := range masks {
+			if i > 0 {
+				SHRQ(U8(16), reg.RAX)
+			}
+			KMOVW(reg.EAX, k)
+		}
 	}
 	// fetch what the end of the kernel reads and writes
 	MOVQ(field(argC), at)
@@ -108,47 +114,64 @@ func tile(w width, rows, v int, table bool) {
 			w.zero(acc(r, i))
 		}
 	}
-	Label("run")
-	MOVQ(field(argRuns), n)
-	ADDQ(field(argDone), n)
-	ADDQ(Imm(16), field(argDone))
-	MOVQ(Mem{Base: n}, at)
-	MOVQ(Mem{Base: n, Disp: 8}, n)
-	Label("loop")
-	for i := range v {
-		m := Mem{Base: b, Disp: half * i}
-		if table {
-			if i == 0 {
-				MOVLQSX(Mem{Base: b}, bk)
-			} else {
-				ADDQ(field(argNext), bk)
+	// A load through a mask takes a place that a multiplication could have, so whole tiles go without.
+	multiply := func(masked bool) {
+		name := func(l string) string {
+			if masked {
+				return l + "Masked"
 			}
-			m = Mem{Base: base, Index: bk, Scale: 4}
+			return l
 		}
-		if w.lanes == 16 {
-			VMOVUPS_Z(m, masks[i], bv(i))
-		} else {
-			VMOVUPS(m, bv(i))
-		}
-	}
-	for r := range rows {
-		VBROADCASTSS(Mem{Base: rowRegs[r], Index: at, Scale: 4}, bcast(r))
+		Label(name("run"))
+		MOVQ(field(argRuns), n)
+		ADDQ(field(argDone), n)
+		ADDQ(Imm(16), field(argDone))
+		MOVQ(Mem{Base: n}, at)
+		MOVQ(Mem{Base: n, Disp: 8}, n)
+		Label(name("loop"))
 		for i := range v {
-			VFMADD231PS(bcast(r), bv(i), acc(r, i))
+			m := Mem{Base: b, Disp: bytes * i}
+			if table {
+				if i == 0 {
+					MOVLQSX(Mem{Base: b}, bk)
+				} else {
+					ADDQ(field(argNext+8*(i-1)), bk)
+				}
+				m = Mem{Base: base, Index: bk, Scale: 4}
+			}
+			if masked {
+				VMOVUPS_Z(m, masks[i], bv(i))
+			} else {
+				VMOVUPS(m, bv(i))
+			}
 		}
+		for r := range rows {
+			VBROADCASTSS(Mem{Base: rowRegs[r], Index: at, Scale: 4}, bcast(r))
+			for i := range v {
+				VFMADD231PS(bcast(r), bv(i), acc(r, i))
+			}
+		}
+		ADDQ(field(argAKS), at)
+		if table {
+			ADDQ(Imm(4), b)
+		} else {
+			PREFETCHT1(Mem{Base: ahead})
+			ADDQ(pace, ahead)
+			ADDQ(field(argBKS), b)
+		}
+		DECQ(n)
+		JNZ(LabelRef(name("loop")))
+		DECQ(field(argN))
+		JNZ(LabelRef(name("run")))
 	}
-	ADDQ(field(argAKS), at)
-	if table {
-		ADDQ(Imm(4), b)
-	} else {
-		PREFETCHT1(Mem{Base: ahead})
-		ADDQ(pace, ahead)
-		ADDQ(field(argBKS), b)
+	if table && w.lanes == 16 {
+		CMPQ(field(argCols), Imm(uint64(v*w.lanes)))
+		JGE(LabelRef("run"))
+		multiply(true)
+		JMP(LabelRef("write"))
 	}
-	DECQ(n)
-	JNZ(LabelRef("loop"))
-	DECQ(field(argN))
-	JNZ(LabelRef("run"))
+	multiply(false)
+	Label("write")
 
 	c, places, off := reg.RAX, reg.R10, reg.R11
 	if w.lanes == 8 { // masks of the columns take the place of B
@@ -173,7 +196,7 @@ func tile(w width, rows, v int, table bool) {
 		for r := range rows {
 			MOVLQSX(Mem{Base: places, Disp: 4 * r}, off)
 			for i := range v {
-				m, a := Mem{Base: c, Index: off, Scale: 4, Disp: half * i}, acc(r, i)
+				m, a := Mem{Base: c, Index: off, Scale: 4, Disp: bytes * i}, acc(r, i)
 				if w.lanes == 16 {
 					if add {
 						VADDPS_Z(m, a, masks[i], a)
@@ -196,4 +219,25 @@ func tile(w width, rows, v int, table bool) {
 	store(true)
 	Label("replace")
 	store(false)
+}
+
+// peak writes a loop of independent multiplications and additions: chains of accumulators that fill all registers but two.
+func peak(w width) {
+	chains := 14
+	if w.lanes == 16 {
+		chains = 30
+	}
+	TEXT("peak"+w.suffix, NOSPLIT, "func(n int)")
+	n := Load(Param("n"), GP64())
+	for i := range chains + 2 {
+		w.zero(w.reg(i))
+	}
+	Label("loop")
+	for i := range chains {
+		VFMADD231PS(w.reg(chains), w.reg(chains+1), w.reg(i))
+	}
+	DECQ(n)
+	JNZ(LabelRef("loop"))
+	VZEROUPPER()
+	RET()
 }
