@@ -83,24 +83,24 @@ func (d ConvTranspose) tiles() bool {
 	return max(d.Groups, 1) == 1
 }
 
+// tiled multiplies with the kernel as [k..., out, in], so that the channels of an output pixel come out side by side.
 func (d ConvTranspose) tiled(x, w *graph.Node) *graph.Node {
 	n := len(d.Kernel)
 	s := x.Shape().Dimensions
-	ci, kk := s[n+1], 1
-	for _, k := range d.Kernel {
-		kk *= k
+	order := make([]int, n, n+2)
+	for i := range d.Kernel {
+		order[i] = i + 1
 	}
-	y := graph.Dot(graph.Reshape(x, x.Shape().Size()/max(ci, 1), ci), graph.Reshape(w, d.Out*kk, ci)).General([]int{1}, nil, []int{1}, nil)
-	// [batch, spatial..., out, k...] -> [batch, spatial_0, k_0, ..., out]
-	dims := append(append([]int{}, s[:n+1]...), d.Out)
+	w = graph.TransposeAllAxes(w, append(order, 0, n+1)...)
+	y := graph.Dot(x, w).General([]int{n + 1}, nil, []int{n + 1}, nil)
+	// [batch, spatial..., k..., out] -> [batch, spatial_0, k_0, ..., out]
 	perm := []int{0}
 	out := []int{s[0]}
 	for i, k := range d.Kernel {
-		dims = append(dims, k)
-		perm = append(perm, i+1, n+2+i)
+		perm = append(perm, i+1, n+1+i)
 		out = append(out, s[i+1]*k)
 	}
-	y = graph.TransposeAllAxes(graph.Reshape(y, dims...), append(perm, n+1)...)
+	y = graph.TransposeAllAxes(y, append(perm, 2*n+1)...)
 	return graph.Reshape(y, append(out, d.Out)...)
 }
 

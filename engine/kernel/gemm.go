@@ -39,6 +39,7 @@ type Gemm struct {
 	bEights []int32
 	byRows  bool // B is packed a few k at a time, all panels
 	columns bool // A is packed a few k at a time, all tiles
+	stretch int  // rows of A that lie side by side
 
 	height, tiles int // rows of a tile (the last may have fewer), tiles of all rows
 	vectors       int // of all columns, the last perhaps in part
@@ -104,7 +105,8 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	reuse := g.panels > 2 && m > 24
 	far := rowsRegular && k > kBlock && aRow >= 512 && aRow%256 == 0
 	g.packA = shortRuns || reuse && (g.aK != 1 || far)
-	g.columns = m > 1 && sideBySide(a.Rows) == m
+	g.stretch = sideBySide(a.Rows)
+	g.columns = m > 1 && (g.stretch == m || g.stretch >= 2*t.mr)
 	bk, bKRegular := stride(b.K)
 	g.packB = m > 64 || m > t.mr && bKRegular && bk >= 512 || !g.vectorsContiguous()
 	g.byRows = g.panels > 1 && sideBySide(b.Rows) == n

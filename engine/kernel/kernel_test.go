@@ -307,7 +307,7 @@ func TestGemmMatchesDoubleLoop(t *testing.T) {
 			// A and B with their axes in any order, perhaps padded, k perhaps in runs
 			operand := func(rows int) (Operand, int) {
 				o := Operand{}
-				switch r.IntN(4) {
+				switch r.IntN(5) {
 				case 0: // rows outside
 					ld := k + r.IntN(3)
 					o.Rows, o.K, o.Batch = table(r, rows, ld), table(r, k, 1), table(r, batches, rows*ld)
@@ -316,6 +316,14 @@ func TestGemmMatchesDoubleLoop(t *testing.T) {
 					o.Rows, o.K, o.Batch = table(r, rows, 1), table(r, k, ld), table(r, batches, k*ld)
 				case 2: // batch inside
 					o.Rows, o.K, o.Batch = table(r, rows, k*batches), table(r, k, batches), table(r, batches, 1)
+				case 3: // k outside, rows in stretches
+					w := 1 + r.IntN(40)
+					o.Rows = make([]int32, rows)
+					for i := range o.Rows {
+						o.Rows[i] = int32(i/w*100 + i%w)
+					}
+					ld := (rows/w + 1) * 100
+					o.K, o.Batch = table(r, k, ld), table(r, batches, k*ld)
 				default: // windows: overlapping rows, k in runs
 					w := 1 + r.IntN(12)
 					o.K = make([]int32, k)

@@ -213,22 +213,40 @@ func (g *Gemm) packTiles(d []float32, bi, kb, t0, t1 int) {
 	}
 }
 
-// packColumns packs k from to end of tiles t0 to t1 of A, whose rows lie side by side, into d.
+// packColumns packs k from to end of tiles t0 to t1 of A, whose rows lie side by side in stretches, into d.
 func (g *Gemm) packColumns(d []float32, bi, kb, t0, t1, from, end int) {
-	r0, r1 := t0*g.height, min(g.m, t1*g.height)
-	a := g.av[int(g.a.Batch[bi])+int(g.a.Rows[r0]):]
+	a := g.av[g.a.Batch[bi]:]
 	ar, tile := g.set.tile.ar, g.tileLen()
-	whole := 0 // tiles whose eight elements are all there
-	if ar == 8 && r1-r0 >= 8 {
-		whole = (r1-r0-8)/g.height + 1
-	}
-	for k := from; k < end; k++ {
-		row := a[g.a.K[kb*g.kLen+k]:][:r1-r0]
-		if whole > 0 {
-			g.set.copyPanels(&d[k*ar], tile, &row[0], g.height, whole, 1)
+	for t := t0; t < t1; {
+		r0 := t * g.height
+		rows := min(g.m, t1*g.height, r0-r0%g.stretch+g.stretch) - r0 // to the end of the stretch
+		n := rows / g.height
+		if r0+rows == g.m {
+			n = (rows + g.height - 1) / g.height
 		}
-		for t := whole; t < t1-t0; t++ {
-			copy(d[t*tile+k*ar:][:g.height], row[t*g.height:])
+		q := d[(t-t0)*tile:]
+		if n == 0 { // a tile that runs over the end of a stretch
+			for k := from; k < end; k++ {
+				for i, o := range g.a.Rows[r0:min(g.m, r0+g.height)] {
+					q[k*ar+i] = a[int(o)+int(g.a.K[kb*g.kLen+k])]
+				}
+			}
+			t++
+			continue
 		}
+		whole := 0 // tiles whose eight elements are all there
+		if ar == 8 && rows >= 8 {
+			whole = min(n, (rows-8)/g.height+1)
+		}
+		for k := from; k < end; k++ {
+			row := a[int(g.a.Rows[r0])+int(g.a.K[kb*g.kLen+k]):][:rows]
+			if whole > 0 {
+				g.set.copyPanels(&q[k*ar], tile, &row[0], g.height, whole, 1)
+			}
+			for i := whole; i < n; i++ {
+				copy(q[i*tile+k*ar:][:g.height], row[i*g.height:])
+			}
+		}
+		t += n
 	}
 }

@@ -19,9 +19,11 @@ type dotPart struct {
 // dotStep is a sum of products of the same shape; most have one.
 type dotStep struct {
 	parts []dotPart
-	// joined is all parts as one product, along the contraction. It reads both operands at places in the arena.
+	// joined is the parts whose operands lie alike in the arena as one product, along the contraction, and others the
+	// rest. It reads both operands at places in the arena.
 	joined       *kernel.Gemm
 	aBase, bBase int
+	others       []dotPart
 }
 
 func (s *dotStep) reads() (v []view) {
@@ -37,11 +39,11 @@ func (s *dotStep) reads() (v []view) {
 }
 
 func (s *dotStep) prepare(x *executable) {
-	if s.join(x) {
+	s.join(x)
+	if s.joined != nil {
 		x.space.Grow(s.joined)
-		return
 	}
-	for _, q := range s.parts {
+	for _, q := range s.others {
 		x.space.Grow(q.gemm)
 	}
 }
@@ -49,36 +51,44 @@ func (s *dotStep) prepare(x *executable) {
 func (s *dotStep) run(x *executable, out []float32) {
 	if s.joined != nil {
 		s.joined.Run(x.b.pool, x.space, x.arena[s.aBase:], x.arena[s.bBase:], out, false)
-		return
 	}
-	for i, q := range s.parts {
-		a := q.a.base.buf[q.a.low():]
+	for i, q := range s.others {
+		a, add := q.a.base.buf[q.a.low():], i > 0 || s.joined != nil
 		if q.packed != nil {
-			q.gemm.RunPacked(x.b.pool, x.space, a, q.packed.buf, out, i > 0)
+			q.gemm.RunPacked(x.b.pool, x.space, a, q.packed.buf, out, add)
 		} else {
-			q.gemm.Run(x.b.pool, x.space, a, q.b.base.buf[q.b.low():], out, i > 0)
+			q.gemm.Run(x.b.pool, x.space, a, q.b.base.buf[q.b.low():], out, add)
 		}
 	}
 }
 
-// join makes one product of the parts if all operands lie alike in the arena.
-func (s *dotStep) join(x *executable) bool {
-	if len(s.parts) < 2 {
-		return false
-	}
-	first := s.parts[0]
-	place := func(v view) int { return v.base.place + v.low() }
-	s.aBase, s.bBase = place(first.a), place(first.b)
+// join makes one product of the parts whose operands lie alike in the arena, if there are several.
+func (s *dotStep) join(x *executable) {
+	var alike []dotPart
+	s.joined, s.others = nil, nil
 	for _, q := range s.parts {
-		if q.packed != nil || !x.inArena(q.a.base) || !x.inArena(q.b.base) || len(q.qa.Batch) != 1 ||
-			!slices.Equal(q.qa.Rows, first.qa.Rows) || !slices.Equal(q.qb.Rows, first.qb.Rows) {
-			return false
+		ok := q.packed == nil && x.inArena(q.a.base) && x.inArena(q.b.base) && len(q.qa.Batch) == 1
+		if ok && len(alike) > 0 {
+			ok = slices.Equal(q.qa.Rows, alike[0].qa.Rows) && slices.Equal(q.qb.Rows, alike[0].qb.Rows)
 		}
+		if ok {
+			alike = append(alike, q)
+		} else {
+			s.others = append(s.others, q)
+		}
+	}
+	if len(alike) < 2 {
+		s.others = s.parts
+		return
+	}
+	place := func(v view) int { return v.base.place + v.low() }
+	s.aBase, s.bBase = place(alike[0].a), place(alike[0].b)
+	for _, q := range alike {
 		s.aBase, s.bBase = min(s.aBase, place(q.a)), min(s.bBase, place(q.b))
 	}
-	a := kernel.Operand{Batch: first.qa.Batch, Rows: first.qa.Rows}
-	b := kernel.Operand{Batch: first.qb.Batch, Rows: first.qb.Rows}
-	for _, q := range s.parts {
+	a := kernel.Operand{Batch: alike[0].qa.Batch, Rows: alike[0].qa.Rows}
+	b := kernel.Operand{Batch: alike[0].qb.Batch, Rows: alike[0].qb.Rows}
+	for _, q := range alike {
 		for _, k := range q.qa.K {
 			a.K = append(a.K, k+int32(place(q.a)-s.aBase))
 		}
@@ -87,7 +97,6 @@ func (s *dotStep) join(x *executable) bool {
 		}
 	}
 	s.joined = kernel.NewGemm(x.b.set, a, b, []int32{0}, multiples(len(a.Rows), len(b.Rows)))
-	return true
 }
 
 // dot plans a general product: C[batch, a's other axes, b's other axes].
