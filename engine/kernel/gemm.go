@@ -66,9 +66,10 @@ type Gemm struct {
 	failed     atomic.Bool
 }
 
-// progress counts the pieces of a step that are done.
+// progress counts the pieces of a step that are done, and holds the pieces of tiles to do.
 type progress struct {
 	packed, tiled atomic.Int32
+	tiles         queues
 }
 
 // NewGemm plans a product of A with B, whose rows are C's columns. C's row i of batch b begins at cBatch[b] + cRows[i].
@@ -223,7 +224,7 @@ func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32, add bool) {
 	}
 	g.begin(ws, a, b, c, add)
 	if g.small {
-		g.spread(pool, g.pieces, (*gemmBatches)(g))
+		g.spread(g.pieces, (*gemmBatches)(g), pool.Run)
 	} else {
 		for g.bi = range g.batches {
 			g.run(pool)
@@ -246,7 +247,7 @@ func (g *Gemm) PackedSize() int { return g.vectors * g.set.tile.lanes * g.k }
 // Pack lays b out for RunPacked, of this or another product with the same operand B.
 func (g *Gemm) Pack(pool *Pool, b, packed []float32) {
 	g.bi, g.bv, g.packed = 0, b, packed
-	g.spread(pool, len(g.aRuns)*g.packsOfB(), (*gemmPack)(g))
+	g.spread(len(g.aRuns)*g.packsOfB(), (*gemmPack)(g), pool.Run)
 	g.bv, g.packed = nil, nil
 }
 
@@ -288,11 +289,16 @@ func (g *Gemm) run(pool *Pool) {
 	}
 	g.divide(pool.Threads())
 	for i := range g.steps {
-		g.progress[i].packed.Store(0)
-		g.progress[i].tiled.Store(0)
+		p := &g.progress[i]
+		p.packed.Store(0)
+		p.tiled.Store(0)
+		if len(p.tiles) != pool.Threads() {
+			p.tiles = make(queues, pool.Threads())
+		}
+		p.tiles.set(g.pieces)
 	}
 	g.failed.Store(false)
-	g.spread(pool, g.steps*(g.aPacks+g.bPacks+g.pieces), (*gemmStep)(g))
+	g.spread(g.steps*(g.aPacks+g.bPacks+g.pieces), (*gemmStep)(g), pool.RunInOrder)
 }
 
 // divide cuts the tiles of a step into pieces for a number of workers: by rows, and by panels if those are too few.
@@ -310,18 +316,18 @@ func (g *Gemm) divide(threads int) {
 }
 
 // spread runs a job, on several workers if the product is large enough to be worth waking them.
-func (g *Gemm) spread(pool *Pool, n int, job Job) {
+func (g *Gemm) spread(n int, job Job, run func(int, Job)) {
 	if g.Flops() < 1<<19 {
 		for i := range n {
 			job.Do(0, i)
 		}
 		return
 	}
-	pool.Run(n, job)
+	run(n, job)
 }
 
-// gemmStep is the work of all steps, in order: the packing of a step, then its tiles. Workers take pieces in order, so
-// whoever waits, waits for pieces that others have begun.
+// gemmStep is the work of all steps, in order: the packing of a step, then its tiles. Workers take turns in
+// order, so whoever waits, waits for pieces that others have begun; which tiles a turn computes is the worker's to choose.
 type gemmStep Gemm
 
 func (j *gemmStep) Do(worker, i int) {
@@ -354,7 +360,8 @@ func (j *gemmStep) Do(worker, i int) {
 			now.packed.Add(1)
 		}
 	} else if (step == 0 || g.await(&g.progress[step-1].tiled, g.pieces)) && g.await(&now.packed, packs) {
-		g.piece(worker, step, i-packs)
+		i, _ := now.tiles.take(worker) // there are as many as turns
+		g.piece(worker, step, i)
 		now.tiled.Add(1)
 	}
 	done = true

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"math"
 	"os"
 	"runtime"
 	"strconv"
@@ -38,16 +39,62 @@ type Pool struct {
 	mu      sync.Mutex // held while a job runs; who finds it held works alone
 	helpers []*helper
 
-	job  Job
-	n    int64
-	next atomic.Int64
-	jobs atomic.Int64 // counts the jobs that helpers may enter
+	job     Job
+	queues  queues
+	inOrder bool
+	jobs    atomic.Int64 // counts the jobs that helpers may enter
 	// entered counts the helpers inside the current job; closed is added when no more may enter.
 	entered atomic.Int64
 	waiting atomic.Bool // the caller sleeps until idle
 	idle    chan struct{}
 	fault   atomic.Pointer[any]
 	stop    sync.Once
+}
+
+// queues hold the pieces of a job, a stretch of them for each worker to begin with: consecutive jobs mostly go over the
+// same arrays in the same order, so that a worker finds in its cache what it wrote itself. Whoever is done takes from the
+// ends of the others' queues.
+type queues []queue
+
+type queue struct {
+	left atomic.Uint64 // the first piece, and in the upper half the end
+	_    [7]uint64     // a cache line for each
+}
+
+// set puts n pieces in.
+func (q queues) set(n int) {
+	for w := range q {
+		q[w].set(n*w/len(q), n*(w+1)/len(q))
+	}
+}
+
+// take removes a piece for a worker.
+func (q queues) take(w int) (int, bool) {
+	i, ok := q[w].take(true)
+	for k := 1; !ok && k < len(q); k++ {
+		i, ok = q[(w+k)%len(q)].take(false)
+	}
+	return i, ok
+}
+
+func (q *queue) set(begin, end int) { q.left.Store(uint64(end)<<32 | uint64(begin)) }
+
+// take removes the first piece or the last.
+func (q *queue) take(first bool) (int, bool) {
+	for {
+		l := q.left.Load()
+		begin, end := uint32(l), uint32(l>>32)
+		if begin >= end {
+			return 0, false
+		}
+		piece, rest := end-1, l-1<<32
+		if first {
+			piece, rest = begin, l+1
+		}
+		if q.left.CompareAndSwap(l, rest) {
+			return int(piece), true
+		}
+	}
 }
 
 type helper struct {
@@ -68,6 +115,7 @@ const shortSpins = 300
 // NewPool starts threads-1 helpers, which sleep until Run needs them and end with Close.
 func NewPool(threads int) *Pool {
 	p := &Pool{threads: max(1, threads), idle: make(chan struct{}, 1)}
+	p.queues = make(queues, p.threads)
 	if runtime.GOMAXPROCS(0) >= p.threads { // or a spinning worker might keep the awaited one from running
 		p.spins = maxSpins
 	}
@@ -97,16 +145,25 @@ func (p *Pool) Close() {
 
 // Run does pieces 0 to n-1 of a job and returns when all are done. A panic in a piece comes out of Run. Several
 // goroutines may call Run; one at a time is helped.
-func (p *Pool) Run(n int, job Job) {
-	if n <= 1 || p.threads == 1 || !p.mu.TryLock() {
+func (p *Pool) Run(n int, job Job) { p.run(n, job, false) }
+
+// RunInOrder is Run for a job whose pieces may wait for those before them: they are begun in order.
+func (p *Pool) RunInOrder(n int, job Job) { p.run(n, job, true) }
+
+func (p *Pool) run(n int, job Job, inOrder bool) {
+	if n <= 1 || p.threads == 1 || n > math.MaxInt32 || !p.mu.TryLock() {
 		for i := range n {
 			job.Do(0, i)
 		}
 		return
 	}
 	defer p.mu.Unlock()
-	p.job, p.n = job, int64(n)
-	p.next.Store(0)
+	p.job, p.inOrder = job, inOrder
+	if inOrder {
+		p.queues[0].set(0, n)
+	} else {
+		p.queues.set(n)
+	}
 	p.entered.Store(0)
 	p.jobs.Add(1)
 	for _, h := range p.helpers[:min(len(p.helpers), n-1)] {
@@ -186,16 +243,23 @@ func (p *Pool) work(w int) {
 	defer func() {
 		if r := recover(); r != nil {
 			p.fault.CompareAndSwap(nil, &r)
-			p.next.Store(p.n)
+			p.queues.set(0)
 		}
 	}()
 	for {
-		i := p.next.Add(1) - 1
-		if i >= p.n {
+		i, ok := p.take(w)
+		if !ok {
 			return
 		}
-		p.job.Do(w, int(i))
+		p.job.Do(w, i)
 	}
+}
+
+func (p *Pool) take(w int) (int, bool) {
+	if p.inOrder {
+		return p.queues[0].take(true)
+	}
+	return p.queues.take(w)
 }
 
 // pause passes the time of a short wait, the longer the more often it was called: a few turns of a loop, then other
