@@ -50,18 +50,18 @@ func (g *Gemm) ahead(step, i int) (f fetch) {
 			return f
 		}
 		if g.packA && g.columns {
-			f.part[0] = share(g.av, &g.a, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, g.pieces)
+			f.part[0] = partOf(g.av, &g.a, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, g.pieces)
 		}
 		if g.packB && !g.given && g.byRows {
-			f.part[1] = share(g.bv, &g.b, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, g.pieces)
+			f.part[1] = partOf(g.bv, &g.b, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, g.pieces)
 		}
 		return f
 	}
-	i = i/g.nPieces + 1
-	r0, r1 := i*g.perPiece*g.height, min(g.m, (i+1)*g.perPiece*g.height)
-	if g.columns || r0 >= g.m || g.nPieces > 1 {
+	if g.columns || g.nPieces > 1 || i+1 >= g.pieces {
 		return f
 	}
+	t0, t1 := g.tilesOf(i + 1)
+	r0, r1 := t0*g.height, min(g.m, t1*g.height)
 	from, to := int(g.a.Batch[g.bi]+g.a.Rows[r0]), int(g.a.Batch[g.bi]+g.a.Rows[r1-1]+g.a.K[g.k-1])+1
 	if to-from <= 2*(r1-r0)*g.k {
 		f.part[0] = stretchOf(g.av, from, to)
@@ -69,8 +69,8 @@ func (g *Gemm) ahead(step, i int) (f fetch) {
 	return f
 }
 
-// share returns a share of k from k0 to k1 of an operand whose rows lie side by side, if little else lies between them.
-func share(x []float32, o *Operand, bi, k0, k1, i, n int) stretch {
+// partOf returns a share of k from k0 to k1 of an operand whose rows lie side by side, if little else lies between them.
+func partOf(x []float32, o *Operand, bi, k0, k1, i, n int) stretch {
 	rows := len(o.Rows)
 	from := int(o.Batch[bi] + o.Rows[0] + o.K[k0])
 	to := int(o.Batch[bi]+o.Rows[0]+o.K[k1-1]) + rows

@@ -46,12 +46,15 @@ type Gemm struct {
 	panels, whole int // panels, and how many of them are as wide as a tile can be: the others follow
 
 	small    bool // whole batches are pieces of work
-	perPiece int  // batches (small) or tiles of a piece
+	perPiece int  // batches of a piece (small)
 	pieces   int
 	outer    bool // a step is one block of k
 	given    bool // B is packed by Pack
-	nSplit   int  // panels of a piece
-	nPieces  int  // pieces along n
+	rPieces  int  // pieces along the rows
+	nPieces  int  // and along n
+	byPanels bool // pieces go through all rows before they go on to other panels
+	aParts   int  // parts of the tiles that are packed apart, where A is packed a few k at a time
+	bParts   int  // and of the panels
 
 	// the run
 	ws         *Workspace
@@ -66,10 +69,10 @@ type Gemm struct {
 	failed     atomic.Bool
 }
 
-// progress counts the pieces of a step that are done, and holds the pieces of tiles to do.
+// progress counts the pieces of a step that are done, and holds those to do.
 type progress struct {
 	packed, tiled atomic.Int32
-	tiles         queues
+	a, b, tiles   queues
 }
 
 // NewGemm plans a product of A with B, whose rows are C's columns. C's row i of batch b begins at cBatch[b] + cRows[i].
@@ -120,7 +123,7 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	g.small = g.batches > 1 && (m*n*k <= 1<<20 || g.batches >= 64)
 	if g.small {
 		g.perPiece = max(1, (1<<17)/max(1, m*n*k))
-		g.pieces, g.nPieces, g.nSplit = (g.batches+g.perPiece-1)/g.perPiece, 1, g.panels
+		g.pieces = (g.batches + g.perPiece - 1) / g.perPiece
 	}
 	g.outer = !g.small && m <= mOuter && len(g.aRuns) > 0
 	g.progress = make([]progress, max(1, len(g.aRuns)))
@@ -224,6 +227,7 @@ func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32, add bool) {
 	}
 	g.begin(ws, a, b, c, add)
 	if g.small {
+		g.bParts = 1
 		g.spread(g.pieces, (*gemmBatches)(g), pool.Run)
 	} else {
 		for g.bi = range g.batches {
@@ -246,7 +250,7 @@ func (g *Gemm) PackedSize() int { return g.vectors * g.set.tile.lanes * g.k }
 
 // Pack lays b out for RunPacked, of this or another product with the same operand B.
 func (g *Gemm) Pack(pool *Pool, b, packed []float32) {
-	g.bi, g.bv, g.packed = 0, b, packed
+	g.bi, g.bv, g.packed, g.bParts = 0, b, packed, 1
 	g.spread(len(g.aRuns)*g.packsOfB(), (*gemmPack)(g), pool.Run)
 	g.bv, g.packed = nil, nil
 }
@@ -270,6 +274,7 @@ func (g *Gemm) end() { g.ws, g.av, g.bv, g.cv, g.packed = nil, nil, nil, nil, ni
 
 // run computes one batch in steps.
 func (g *Gemm) run(pool *Pool) {
+	g.divide(pool.Threads())
 	g.steps, g.aPacks, g.bPacks, g.buffers = 1, 0, 0, 1
 	if g.outer {
 		g.steps = len(g.aRuns)
@@ -287,33 +292,74 @@ func (g *Gemm) run(pool *Pool) {
 			g.bPacks *= len(g.aRuns)
 		}
 	}
-	g.divide(pool.Threads())
 	for i := range g.steps {
 		p := &g.progress[i]
 		p.packed.Store(0)
 		p.tiled.Store(0)
 		if len(p.tiles) != pool.Threads() {
-			p.tiles = make(queues, pool.Threads())
+			p.a, p.b, p.tiles = make(queues, pool.Threads()), make(queues, pool.Threads()), make(queues, pool.Threads())
 		}
+		p.a.set(g.aPacks)
+		p.b.set(g.bPacks)
 		p.tiles.set(g.pieces)
 	}
 	g.failed.Store(false)
 	g.spread(g.steps*(g.aPacks+g.bPacks+g.pieces), (*gemmStep)(g), pool.RunInOrder)
 }
 
-// divide cuts the tiles of a step into pieces for a number of workers: by rows, and by panels if those are too few.
+// divide cuts the tiles of a step into pieces for a number of workers. Each begins with some of the rows or of the panels,
+// whichever are more, unless the panels are too few to be shared evenly: what it packs of that operand, it reads itself.
 func (g *Gemm) divide(threads int) {
-	rows := max(1, (g.tiles*g.height+mBlock/2)/mBlock)
-	g.perPiece = (g.tiles + rows - 1) / rows
-	rows = (g.tiles + g.perPiece - 1) / g.perPiece
-	g.nPieces = 1
-	if threads > 1 && rows < 4*threads {
-		g.nPieces = min(g.panels, (4*threads+rows-1)/rows)
+	g.rPieces, g.nPieces = max(1, (g.tiles*g.height+mBlock/2)/mBlock), 1
+	g.aParts, g.bParts, g.byPanels = 1, 1, false
+	if threads > 1 {
+		few := evenPieces * threads
+		g.byPanels = g.n >= g.m && (g.panels >= few || g.tiles < few)
+		if g.byPanels {
+			g.nPieces = min(g.panels, few)
+			if g.rPieces == 1 {
+				g.nPieces = min(g.panels, 2*few)
+			}
+		} else {
+			g.rPieces = min(g.tiles, (g.rPieces+threads-1)/threads*threads)
+			if g.rPieces < few {
+				g.nPieces = min(g.panels, (few+g.rPieces-1)/g.rPieces)
+			}
+		}
+		if g.byPanels && g.byRows && g.outer {
+			g.bParts = threads
+		}
+		if !g.byPanels && g.columns && g.outer {
+			g.aParts = threads
+		}
 	}
-	g.nSplit = (g.panels + g.nPieces - 1) / g.nPieces
-	g.nPieces = (g.panels + g.nSplit - 1) / g.nSplit
-	g.pieces = rows * g.nPieces
+	g.pieces = g.rPieces * g.nPieces
 }
+
+// evenPieces is how many pieces for each worker make up for their different sizes.
+const evenPieces = 4
+
+// tilesOf returns the tiles of a piece, panelsOf its panels.
+func (g *Gemm) tilesOf(i int) (t0, t1 int) {
+	if g.byPanels {
+		i %= g.rPieces
+	} else {
+		i /= g.nPieces
+	}
+	return share(g.tiles, i, g.rPieces)
+}
+
+func (g *Gemm) panelsOf(i int) (p0, p1 int) {
+	if g.byPanels {
+		i /= g.rPieces
+	} else {
+		i %= g.nPieces
+	}
+	return share(g.panels, i, g.nPieces)
+}
+
+// share returns the part i of parts of n things.
+func share(n, i, parts int) (from, to int) { return n * i / parts, n * (i + 1) / parts }
 
 // spread runs a job, on several workers if the product is large enough to be worth waking them.
 func (g *Gemm) spread(n int, job Job, run func(int, Job)) {
@@ -327,7 +373,8 @@ func (g *Gemm) spread(n int, job Job, run func(int, Job)) {
 }
 
 // gemmStep is the work of all steps, in order: the packing of a step, then its tiles. Workers take turns in
-// order, so whoever waits, waits for pieces that others have begun; which tiles a turn computes is the worker's to choose.
+// order, so whoever waits, waits for pieces that others have begun; which pieces of its kind a turn does is the worker's to
+// choose.
 type gemmStep Gemm
 
 func (j *gemmStep) Do(worker, i int) {
@@ -346,6 +393,7 @@ func (j *gemmStep) Do(worker, i int) {
 		// the buffers may still be read by tiles
 		if step < g.buffers || g.await(&g.progress[step-g.buffers].tiled, g.pieces) {
 			if i < g.bPacks {
+				i, _ := now.b.take(worker) // there are as many as turns
 				kb, at := step, 0
 				if g.outer {
 					at = step % g.buffers * g.bBuffer()
@@ -353,14 +401,15 @@ func (j *gemmStep) Do(worker, i int) {
 					kb, i = i/g.packsOfB(), i%g.packsOfB()
 					at = g.blockAt(kb)
 				}
-				g.packBPiece(g.packed[at:], kb, i)
+				g.packBOf(g.packed[at:], g.bi, kb, i)
 			} else {
-				g.packAPiece(g.ws.a[step%g.buffers*g.aBuffer():], step, i-g.bPacks)
+				i, _ := now.a.take(worker)
+				g.packAPiece(g.ws.a[step%g.buffers*g.aBuffer():], step, i)
 			}
 			now.packed.Add(1)
 		}
 	} else if (step == 0 || g.await(&g.progress[step-1].tiled, g.pieces)) && g.await(&now.packed, packs) {
-		i, _ := now.tiles.take(worker) // there are as many as turns
+		i, _ := now.tiles.take(worker)
 		g.piece(worker, step, i)
 		now.tiled.Add(1)
 	}
@@ -382,8 +431,8 @@ func (g *Gemm) await(c *atomic.Int32, n int) bool {
 func (g *Gemm) piece(worker, step, i int) {
 	w := &g.ws.worker[worker]
 	w.fetch = g.ahead(step, i)
-	t0, p0 := i/g.nPieces*g.perPiece, i%g.nPieces*g.nSplit
-	t1, p1 := min(g.tiles, t0+g.perPiece), min(g.panels, p0+g.nSplit)
+	t0, t1 := g.tilesOf(i)
+	p0, p1 := g.panelsOf(i)
 	if g.outer {
 		var a, b []float32
 		if g.packA {

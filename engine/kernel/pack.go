@@ -77,7 +77,7 @@ func (g *Gemm) bBuffer() int { return g.vectors * g.set.tile.lanes * g.kLen }
 // packsOfB is in how many pieces a block of B is packed.
 func (g *Gemm) packsOfB() int {
 	if g.byRows {
-		return (g.kLen + packRows - 1) / packRows
+		return g.bParts * g.packsOfK()
 	}
 	return g.panels
 }
@@ -85,10 +85,13 @@ func (g *Gemm) packsOfB() int {
 // packsOfA is in how many pieces a block of A is packed.
 func (g *Gemm) packsOfA() int {
 	if g.columns {
-		return (g.kLen + packRows - 1) / packRows
+		return g.aParts * g.packsOfK()
 	}
 	return (g.tiles + packTiles - 1) / packTiles
 }
+
+// packsOfK is in how many stretches of k a block is packed.
+func (g *Gemm) packsOfK() int { return (g.kLen + packRows - 1) / packRows }
 
 // packTiles is how many tiles of A a piece packs.
 const packTiles = 6
@@ -99,10 +102,8 @@ type gemmPack Gemm
 func (j *gemmPack) Do(_, i int) {
 	g := (*Gemm)(j)
 	kb := i / g.packsOfB()
-	g.packBPiece(g.packed[g.blockAt(kb):], kb, i%g.packsOfB())
+	g.packBOf(g.packed[g.blockAt(kb):], g.bi, kb, i%g.packsOfB())
 }
-
-func (g *Gemm) packBPiece(d []float32, kb, i int) { g.packBOf(d, g.bi, kb, i) }
 
 // packBOf packs piece i of a block of B into d, which begins with the block.
 func (g *Gemm) packBOf(d []float32, bi, kb, i int) {
@@ -113,13 +114,15 @@ func (g *Gemm) packBOf(d []float32, bi, kb, i int) {
 	b := g.bv[int(g.b.Batch[bi])+int(g.b.Rows[0]):]
 	kk, lanes := g.blockLen(kb), g.set.tile.lanes
 	wide := g.set.tile.nv * lanes
+	p0, p1 := share(g.panels, i/g.packsOfK(), g.bParts)
+	i %= g.packsOfK()
+	whole := min(g.whole, g.n/wide, p1)
 	for k := i * packRows; k < min(kk, (i+1)*packRows); k++ {
 		row := b[g.b.K[kb*g.kLen+k]:][:g.n]
-		whole := min(g.whole, g.n/wide)
-		if whole > 0 {
-			g.set.copyPanels(&d[k*wide], wide*kk, &row[0], wide, whole, wide/8)
+		if whole > p0 {
+			g.set.copyPanels(&d[(p0*kk+k)*wide], wide*kk, &row[p0*wide], wide, whole-p0, wide/8)
 		}
-		for p := whole; p < g.panels; p++ {
+		for p := max(p0, whole); p < p1; p++ {
 			first, vectors := g.panel(p)
 			q, r := d[first*lanes*kk+k*vectors*lanes:][:vectors*lanes], row[first*lanes:]
 			clear(q[copy(q, r):])
@@ -182,7 +185,9 @@ func eightMore(t []int32) []int32 {
 // packAPiece packs piece i of a block of A into d, which begins with the block.
 func (g *Gemm) packAPiece(d []float32, kb, i int) {
 	if g.columns {
-		g.packColumns(d, g.bi, kb, 0, g.tiles, i*packRows, min(g.blockLen(kb), (i+1)*packRows))
+		t0, t1 := share(g.tiles, i/g.packsOfK(), g.aParts)
+		i %= g.packsOfK()
+		g.packColumns(d[t0*g.tileLen():], g.bi, kb, t0, t1, i*packRows, min(g.blockLen(kb), (i+1)*packRows))
 		return
 	}
 	t0 := i * packTiles
