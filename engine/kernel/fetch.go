@@ -3,9 +3,9 @@ package kernel
 import "unsafe"
 
 // fetch is memory that tile kernels ask for while they compute, because what comes next will read it: reading it then
-// from beyond the second cache would take as long as a good part of the product. It is two stretches, of A and of B.
+// from beyond the second cache would take as long as a good part of the product. It is up to three stretches, of A, B and C.
 type fetch struct {
-	part [2]stretch
+	part [3]stretch
 	at   int // bytes asked for
 	pace int
 }
@@ -25,7 +25,7 @@ func stretchOf(x []float32, from, to int) stretch {
 
 // spread plans to ask for all of it in a number of requests.
 func (f *fetch) spread(requests int) {
-	f.pace = (f.part[0].bytes + f.part[1].bytes - f.at + requests - 1) / max(1, requests)
+	f.pace = (f.part[0].bytes + f.part[1].bytes + f.part[2].bytes - f.at + requests - 1) / max(1, requests)
 }
 
 // next moves on by some bytes and says where and at what pace to go on.
@@ -41,19 +41,19 @@ func (f *fetch) next(bytes int) (place uintptr, pace int) {
 	return f.part[0].place, 0
 }
 
-// ahead returns what is read after piece i of a step: its share of the next step's operands, or the rows of A of the
+// ahead returns what is read after piece i of n of a step: its share of the next step's operands, or the rows of A of the
 // next piece.
-func (g *Gemm) ahead(step, i int) (f fetch) {
+func (g *Gemm) ahead(step, i, n int) (f fetch) {
 	if g.outer {
 		kb := step + 1
 		if kb == len(g.aRuns) {
 			return f
 		}
 		if g.packA && g.columns {
-			f.part[0] = partOf(g.av, &g.a, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, g.pieces)
+			f.part[0] = partOf(g.av, &g.a, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, n)
 		}
 		if g.packB && !g.given && g.byRows {
-			f.part[1] = partOf(g.bv, &g.b, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, g.pieces)
+			f.part[1] = partOf(g.bv, &g.b, g.bi, kb*g.kLen, min(g.k, (kb+1)*g.kLen), i, n)
 		}
 		return f
 	}
@@ -66,7 +66,37 @@ func (g *Gemm) ahead(step, i int) (f fetch) {
 	if to-from <= 2*(r1-r0)*g.k {
 		f.part[0] = stretchOf(g.av, from, to)
 	}
+	f.part[2] = g.result(g.bi, r0, r1)
 	return f
+}
+
+// result returns the memory of some rows of C, if little else lies in it.
+func (g *Gemm) result(bi, r0, r1 int) stretch {
+	from, to := int(g.cBatch[bi]+g.cRows[r0]), int(g.cBatch[bi]+g.cRows[r1-1])+g.n
+	if to-from > 2*(r1-r0)*g.n {
+		return stretch{}
+	}
+	return stretchOf(g.cv, from, to)
+}
+
+// nextBatch returns the operands and the result of a batch, as far as they lie dense.
+func (g *Gemm) nextBatch(bi int) (f fetch) {
+	if bi < g.batches {
+		f.part[0] = dense(g.av, &g.a, bi, g.k)
+		f.part[1] = dense(g.bv, &g.b, bi, g.k)
+		f.part[2] = g.result(bi, 0, g.m)
+	}
+	return f
+}
+
+// dense returns the memory of a batch of an operand, if little else lies in it.
+func dense(x []float32, o *Operand, bi, k int) stretch {
+	rows := len(o.Rows)
+	from, to := int(o.Batch[bi]+o.Rows[0]), int(o.Batch[bi]+o.Rows[rows-1]+o.K[k-1])+1
+	if to-from > 2*rows*k {
+		return stretch{}
+	}
+	return stretchOf(x, from, to)
 }
 
 // partOf returns a share of k from k0 to k1 of an operand whose rows lie side by side, if little else lies between them.

@@ -9,6 +9,10 @@ const kBlock = 192
 const (
 	mBlock = 96  // about the number of rows that one piece of work computes
 	mOuter = 768 // the most rows of A that are packed for one block of k together
+
+	// Of a product whose contraction is cut into parts: the most elements of its result, so that a step is so short that
+	// waiting for others would tell, and of all parts.
+	maxPart, maxParts = 1 << 16, 1 << 18
 )
 
 // Operand says where the elements of a matrix lie in a slice: element (b, i, k) at Batch[b] + Rows[i] + K[k]. Tables of
@@ -49,6 +53,10 @@ type Gemm struct {
 	perPiece int  // batches of a piece (small)
 	pieces   int
 	outer    bool // a step is one block of k
+	parts    int  // of a long contraction, which are summed apart and then together; else 1
+	partRows []int32
+	cInOrder bool // the rows of C lie side by side
+	apart    int  // elements from one part's memory to the next's
 	given    bool // B is packed by Pack
 	rPieces  int  // pieces along the rows
 	nPieces  int  // and along n
@@ -126,8 +134,26 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 		g.pieces = (g.batches + g.perPiece - 1) / g.perPiece
 	}
 	g.outer = !g.small && m <= mOuter && len(g.aRuns) > 0
+	g.part()
 	g.progress = make([]progress, max(1, len(g.aRuns)))
 	return g
+}
+
+// part cuts a long contraction whose result is small: its parts need not wait for each other, where the steps of one block
+// after the other would be short. How many depends on the shapes alone, as the order of summation does.
+func (g *Gemm) part() {
+	g.parts = 1
+	if !g.outer || g.m*g.n > maxPart {
+		return
+	}
+	for g.parts < 8 && len(g.aRuns) >= 4*g.parts && (2*g.parts-1)*g.m*g.n <= maxParts {
+		g.parts *= 2
+	}
+	if g.parts > 1 {
+		g.partRows = multiples(g.m, g.n)
+		d, regular := stride(g.cRows)
+		g.cInOrder = regular && d == g.n
+	}
 }
 
 // cut divides n columns into panels: as many whole ones as leave no vector alone behind them, then narrower ones.
@@ -272,8 +298,12 @@ func (g *Gemm) begin(ws *Workspace, a, b, c []float32, add bool) {
 
 func (g *Gemm) end() { g.ws, g.av, g.bv, g.cv, g.packed = nil, nil, nil, nil, nil }
 
-// run computes one batch in steps.
+// run computes one batch, in steps or in parts.
 func (g *Gemm) run(pool *Pool) {
+	if g.parts > 1 {
+		g.runParts(pool)
+		return
+	}
 	g.divide(pool.Threads())
 	g.steps, g.aPacks, g.bPacks, g.buffers = 1, 0, 0, 1
 	if g.outer {
@@ -416,6 +446,92 @@ func (j *gemmStep) Do(worker, i int) {
 	done = true
 }
 
+// runParts computes the parts and adds them up in their order. A worker alone adds each one while it is in the cache.
+func (g *Gemm) runParts(pool *Pool) {
+	g.bParts = 1
+	if pool.Threads() > 1 {
+		g.apart = g.m * g.n
+		g.spread(g.parts, (*gemmParts)(g), pool.Run)
+		g.spread(g.sums(), (*gemmSums)(g), pool.Run)
+		return
+	}
+	g.apart = 0
+	for i := range g.parts {
+		(*gemmParts)(g).Do(0, i)
+		if i > 0 {
+			g.addPart(i, 0, g.m)
+		}
+	}
+}
+
+// gemmParts are the parts of the contraction. The first goes to C, each other one to memory of its own.
+type gemmParts Gemm
+
+func (j *gemmParts) Do(worker, i int) {
+	g := (*Gemm)(j)
+	w := &g.ws.worker[worker]
+	to := g.c()
+	from, end := share(len(g.aRuns), i, g.parts)
+	if i > 0 {
+		to = target{g.ws.c[(i-1)*g.apart:], g.partRows, from}
+	}
+	for kb := from; kb < end; kb++ {
+		w.fetch = fetch{}
+		if kb+1 < end {
+			w.fetch = g.ahead(kb, 0, 1)
+		}
+		b := w.b
+		if g.given {
+			b = g.packed[g.blockAt(kb):]
+		} else if g.packB {
+			for i := range g.packsOfB() {
+				g.packBOf(b, g.bi, kb, i)
+			}
+		}
+		if g.packA {
+			g.packTiles(w.a, g.bi, kb, 0, g.tiles)
+		}
+		g.block(w, w.a, b, g.bi, to, kb, 0, g.tiles, 0, g.panels)
+	}
+}
+
+// gemmSums adds the parts to C, some rows at a time.
+type gemmSums Gemm
+
+func (g *Gemm) sums() int { return max(1, g.parts*g.m*g.n>>16) }
+
+func (j *gemmSums) Do(_, i int) {
+	g := (*Gemm)(j)
+	from, end := share(g.m, i, g.sums())
+	for p := 1; p < g.parts; p++ {
+		g.addPart(p, from, end)
+	}
+}
+
+// addPart adds some rows of a part to C.
+func (g *Gemm) addPart(part, from, end int) {
+	add, n := g.set.Binary[Add], g.n
+	c, q := g.cv[g.cBatch[g.bi]:], g.ws.c[(part-1)*g.apart:]
+	if at := int(g.cRows[0]); g.cInOrder {
+		add(c[at+from*n:at+end*n], c[at+from*n:at+end*n], q[from*n:end*n])
+		return
+	}
+	for r := from; r < end; r++ {
+		d := c[g.cRows[r]:][:n]
+		add(d, d, q[r*n:r*n+n])
+	}
+}
+
+// target is where a product goes: rows of C, which blocks of k from the first on are added to.
+type target struct {
+	c     []float32
+	rows  []int32
+	first int // the block that replaces what is there; -1 if none does
+}
+
+// c returns C of the batch.
+func (g *Gemm) c() target { return target{g.cv[g.cBatch[g.bi]:], g.cRows, -g.add} }
+
 // await waits until a counter of pieces reaches n. It is false if a piece failed.
 func (g *Gemm) await(c *atomic.Int32, n int) bool {
 	for spin := 0; int(c.Load()) < n; spin++ {
@@ -430,7 +546,7 @@ func (g *Gemm) await(c *atomic.Int32, n int) bool {
 // piece computes some tiles and panels of C.
 func (g *Gemm) piece(worker, step, i int) {
 	w := &g.ws.worker[worker]
-	w.fetch = g.ahead(step, i)
+	w.fetch = g.ahead(step, i, g.pieces)
 	t0, t1 := g.tilesOf(i)
 	p0, p1 := g.panelsOf(i)
 	if g.outer {
@@ -444,7 +560,7 @@ func (g *Gemm) piece(worker, step, i int) {
 		case g.packB:
 			b = g.packed[step%g.buffers*g.bBuffer():]
 		}
-		g.block(w, a, b, g.bi, step, t0, t1, p0, p1)
+		g.block(w, a, b, g.bi, g.c(), step, t0, t1, p0, p1)
 		return
 	}
 	for kb := range g.aRuns {
@@ -456,7 +572,7 @@ func (g *Gemm) piece(worker, step, i int) {
 		if g.packB {
 			b = g.packed[g.blockAt(kb):]
 		}
-		g.block(w, a, b, g.bi, kb, t0, t1, p0, p1)
+		g.block(w, a, b, g.bi, g.c(), kb, t0, t1, p0, p1)
 	}
 }
 
@@ -466,8 +582,8 @@ type gemmBatches Gemm
 func (j *gemmBatches) Do(worker, i int) {
 	g := (*Gemm)(j)
 	w := &g.ws.worker[worker]
-	w.fetch = fetch{}
 	for bi := i * g.perPiece; bi < min(g.batches, (i+1)*g.perPiece); bi++ {
+		w.fetch = g.nextBatch(bi + 1)
 		for kb := range g.aRuns {
 			if g.packB {
 				for i := range g.packsOfB() {
@@ -480,7 +596,7 @@ func (j *gemmBatches) Do(worker, i int) {
 				if g.packA {
 					g.packTiles(w.a, bi, kb, t0, t1)
 				}
-				g.block(w, w.a, w.b, bi, kb, t0, t1, 0, g.panels)
+				g.block(w, w.a, w.b, bi, target{g.cv[g.cBatch[bi]:], g.cRows, -g.add}, kb, t0, t1, 0, g.panels)
 			}
 		}
 	}
@@ -508,12 +624,11 @@ func (g *Gemm) panelCol(p int) int {
 
 // block adds one block of k to tiles t0 to t1 and panels p0 to p1 of C. a is the packed tiles from t0 on, if A is
 // packed, b all packed panels of the block, if B is.
-func (g *Gemm) block(w *workerSpace, a, b []float32, bi, kb, t0, t1, p0, p1 int) {
+func (g *Gemm) block(w *workerSpace, a, b []float32, bi int, to target, kb, t0, t1, p0, p1 int) {
 	t, args := &g.set.tile, &w.args
-	c := g.cv[g.cBatch[bi]:]
 	runs := g.aRuns[kb]
 	kernels := &t.packed
-	args.aks, args.acc = g.aK, min(kb+g.add, 1)
+	args.aks, args.acc = g.aK, min(kb-to.first, 1)
 	if g.packA {
 		w.one[0] = run{0, g.blockLen(kb)}
 		runs, args.aks, args.rows = w.one[:], t.ar, &firstRows[0]
@@ -540,7 +655,7 @@ func (g *Gemm) block(w *workerSpace, a, b []float32, bi, kb, t0, t1, p0, p1 int)
 				args.next[i] = int(g.b.Rows[j+t.lanes] - g.b.Rows[j])
 			}
 		}
-		args.c = &c[j0]
+		args.c = &to.c[j0]
 		for i := t0; i < t1; i++ {
 			r := i * g.height
 			if g.packA {
@@ -548,7 +663,7 @@ func (g *Gemm) block(w *workerSpace, a, b []float32, bi, kb, t0, t1, p0, p1 int)
 			} else {
 				args.rows = &g.a.Rows[r]
 			}
-			args.cRows, args.runs, args.n, args.done = &g.cRows[r], &runs[0], len(runs), 0
+			args.cRows, args.runs, args.n, args.done = &to.rows[r], &runs[0], len(runs), 0
 			kernels[vectors][min(g.height, g.m-r)](args)
 			args.ahead, args.pace = f.next(args.pace * g.blockLen(kb))
 		}

@@ -12,6 +12,7 @@ const packRows = 32
 // after the other.
 type Workspace struct {
 	a, b   []float32 // packed operands
+	c      []float32 // parts of a result
 	worker []workerSpace
 }
 
@@ -28,7 +29,7 @@ func NewWorkspace(threads int) *Workspace { return &Workspace{worker: make([]wor
 
 // Bytes returns the memory held.
 func (w *Workspace) Bytes() (n int) {
-	n = 4 * (len(w.a) + len(w.b))
+	n = 4 * (len(w.a) + len(w.b) + len(w.c))
 	for i := range w.worker {
 		n += 4 * (len(w.worker[i].a) + len(w.worker[i].b))
 	}
@@ -37,7 +38,8 @@ func (w *Workspace) Bytes() (n int) {
 
 // Grow makes room for a product.
 func (w *Workspace) Grow(g *Gemm) {
-	if !g.small {
+	w.c = atLeast(w.c, (g.parts-1)*g.m*g.n)
+	if !g.small && g.parts == 1 {
 		buffers := min(2, len(w.worker))
 		if g.packB && !g.given {
 			n := g.PackedSize()
@@ -52,10 +54,12 @@ func (w *Workspace) Grow(g *Gemm) {
 	}
 	for i := range w.worker {
 		s := &w.worker[i]
-		if g.packB && g.small {
+		if g.packB && (g.small || g.parts > 1 && !g.given) {
 			s.b = atLeast(s.b, g.bBuffer())
 		}
-		if g.packA && !g.outer {
+		if g.packA && g.parts > 1 {
+			s.a = atLeast(s.a, g.aBuffer())
+		} else if g.packA && !g.outer {
 			s.a = atLeast(s.a, (2*mBlock/g.height+1)*g.tileLen())
 		}
 	}
