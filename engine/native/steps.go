@@ -90,9 +90,14 @@ type padStep struct {
 	dims  []int
 	parts []padPart
 
-	first copier   // of the first part, without its first axis
-	rest  []copier // of the other parts
-	out   []float32
+	copiers []copier
+	// A single part that fills the first axis is written slab by slab: slab are the elements of one in the result, step
+	// those between two in the source.
+	slabs, slab, step int
+	apart             bool // no two parts overlap
+	covers            bool // and nothing lies beside them
+	out               []float32
+	value             float32
 }
 
 type padPart struct {
@@ -112,43 +117,84 @@ func (s *padStep) reads() (v []view) {
 }
 
 func (s *padStep) prepare(*executable) {
-	for i, q := range s.parts {
-		switch {
-		case i > 0:
-			s.rest = append(s.rest, newCopier(q.src, q.off, q.str))
-		case len(q.src.dims) == 0:
-			s.first = newCopier(q.src, q.off, nil)
-		default:
-			s.first = newCopier(view{q.src.base, q.src.off, q.src.dims[1:], q.src.str[1:]}, q.off, q.str[1:])
+	row := rowMajor(s.dims)
+	if a := slices.IndexFunc(s.dims, func(d int) bool { return d != 1 }); a >= 0 && len(s.parts) == 1 {
+		q := s.parts[0]
+		if q.src.dims[a] == s.dims[a] && s.dims[a] > 0 && q.str[a] == row[a] && q.off < row[a] {
+			s.slabs, s.slab, s.step = s.dims[a], row[a], q.src.str[a]
+			s.copiers = []copier{newCopier(view{q.src.base, q.src.off, q.src.dims[a+1:], q.src.str[a+1:]}, q.off, q.str[a+1:])}
+			return
 		}
 	}
+	total := 0
+	for _, q := range s.parts {
+		s.copiers = append(s.copiers, newCopier(q.src, q.off, q.str))
+		total += q.src.size()
+	}
+	s.apart = partsApart(s.parts, s.dims)
+	s.covers = s.apart && total == size(s.dims)
+}
+
+// partsApart says whether no two parts reach into each other's bounds.
+func partsApart(parts []padPart, dims []int) bool {
+	row := rowMajor(dims)
+	bounds := func(q padPart, a int) (first, last int) {
+		first = q.off / row[a] % dims[a]
+		return first, first + (q.src.dims[a]-1)*(q.str[a]/row[a])
+	}
+	for i, p := range parts {
+		for _, q := range parts[:i] {
+			overlap := p.src.size() > 0 && q.src.size() > 0
+			for a := 0; overlap && a < len(dims); a++ {
+				p0, p1 := bounds(p, a)
+				q0, q1 := bounds(q, a)
+				overlap = p0 <= q1 && q0 <= p1
+			}
+			if overlap {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (s *padStep) run(x *executable, out []float32) {
-	value := float32(0)
+	s.out, s.value = out, 0
 	if s.fill.base != nil {
-		value = s.fill.base.buf[s.fill.off]
+		s.value = s.fill.base.buf[s.fill.off]
 	}
-	if value == 0 {
-		clear(out)
-	} else {
-		fill(out, value)
+	if s.slabs > 0 {
+		x.parallel(s.slabs, size(s.dims), s)
+		return
 	}
-	s.out = out
-	if q := s.parts[0].src; len(q.dims) == 0 {
-		s.first.copy(out, 0, 0)
-	} else {
-		x.parallel(q.dims[0], q.size(), s)
+	if !s.covers {
+		s.clear(out)
 	}
-	for i := range s.rest {
-		s.rest[i].add(out)
+	if s.apart {
+		x.parallel(len(s.parts), size(s.dims), s)
+		return
+	}
+	for i := range s.copiers {
+		s.copiers[i].add(out)
 	}
 }
 
-// Do writes the first part's elements number i along its first axis.
+func (s *padStep) clear(out []float32) {
+	if s.value == 0 {
+		clear(out)
+	} else {
+		fill(out, s.value)
+	}
+}
+
+// Do writes a slab, or a part.
 func (s *padStep) Do(_, i int) {
-	q := &s.parts[0]
-	s.first.copy(s.out, i*q.str[0], i*q.src.str[0])
+	if s.slabs > 0 {
+		s.clear(s.out[i*s.slab : (i+1)*s.slab])
+		s.copiers[0].copy(s.out, i*s.slab, i*s.step)
+		return
+	}
+	s.copiers[i].copy(s.out, 0, 0)
 }
 
 // zero says whether nothing but zeros lies around the parts.

@@ -255,29 +255,44 @@ func floatBinary(op compute.OpType) func(d, a, b []float64) {
 
 // newCompare returns a step that writes a mask.
 func newCompare[T number](op compute.OpType, dst *value, a, b view) step {
-	var f func(a, b T) bool
+	switch op {
+	case compute.OpTypeGreaterThan:
+		return newCompare[T](compute.OpTypeLessThan, dst, b, a)
+	case compute.OpTypeGreaterOrEqual:
+		return newCompare[T](compute.OpTypeLessOrEqual, dst, b, a)
+	}
+	return newMap2(dst, comparison[T](op), a, b)
+}
+
+// comparison returns the loop of a comparison, without a call for each element: one-hot rows are many of them.
+func comparison[T number](op compute.OpType) func(d []float32, a, b []T) {
 	switch op {
 	case compute.OpTypeEqual:
-		f = func(a, b T) bool { return a == b }
-	case compute.OpTypeNotEqual:
-		f = func(a, b T) bool { return a != b }
-	case compute.OpTypeLessThan:
-		f = func(a, b T) bool { return a < b }
-	case compute.OpTypeLessOrEqual:
-		f = func(a, b T) bool { return a <= b }
-	case compute.OpTypeGreaterThan:
-		f = func(a, b T) bool { return a > b }
-	case compute.OpTypeGreaterOrEqual:
-		f = func(a, b T) bool { return a >= b }
-	default:
-		return nil
-	}
-	return newMap2(dst, each2(func(a, b T) float32 {
-		if f(a, b) {
-			return 1
+		return func(d []float32, a, b []T) {
+			for i := range d {
+				d[i] = mask(a[i] == b[i])
+			}
 		}
-		return 0
-	}), a, b)
+	case compute.OpTypeNotEqual:
+		return func(d []float32, a, b []T) {
+			for i := range d {
+				d[i] = mask(a[i] != b[i])
+			}
+		}
+	case compute.OpTypeLessThan:
+		return func(d []float32, a, b []T) {
+			for i := range d {
+				d[i] = mask(a[i] < b[i])
+			}
+		}
+	case compute.OpTypeLessOrEqual:
+		return func(d []float32, a, b []T) {
+			for i := range d {
+				d[i] = mask(a[i] <= b[i])
+			}
+		}
+	}
+	return nil
 }
 
 // lessOf compares two elements of a row that begins at a place.

@@ -69,8 +69,19 @@ func (o *typedOperand[T]) read(at, n int) []T {
 	}
 	d := o.temp[:n]
 	o.walk(at, n, func(k, from, str, n int) {
-		for i := range n {
-			d[k+i] = src[from+i*str]
+		q := d[k : k+n]
+		switch str {
+		case 0:
+			v := src[from]
+			for i := range q {
+				q[i] = v
+			}
+		case 1:
+			copy(q, src[from:])
+		default:
+			for i := range q {
+				q[i] = src[from+i*str]
+			}
 		}
 	})
 	return d
