@@ -153,8 +153,8 @@ func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
 		return
 	}
 	if g.bRuns != nil && nr%8 == 0 {
-		for j := 0; j < nr; j += 8 {
-			g.packEight(d[j:], nr, b, g.bEights, min(g.n, j0+j), g.bRuns[kb])
+		for j := 0; j < cols; j += 8 { // what lies behind is never looked at
+			g.packEight(d[j:], nr, b, g.bEights, j0+j, g.bRuns[kb])
 		}
 		return
 	}

@@ -406,6 +406,13 @@ func (p *program) fold(s *loopSpace, f *folding, x []float32, r0, r1, c0, w int,
 	for r := r0; r < r1; {
 		t := c.ahead(r1 - r)
 		from := c.off + c0*f.last
+		if wide := t.inner * w; f.last == 1 && f.op == foldSum && t.innerStep == w && t.outerStep == 0 { // rows that lie side by side make one
+			p.set.SumCols(out[from:from+wide], x[:t.outer*wide])
+			x = x[t.outer*wide:]
+			r += t.rows()
+			c.skip(t)
+			continue
+		}
 		for range t.outer {
 			at := from
 			if f.last == 1 && t.innerStep == 0 && f.op == foldSum { // rows that fall on one
