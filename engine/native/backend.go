@@ -60,6 +60,9 @@ type Backend struct {
 	observe   atomic.Pointer[func(Report)]
 	// strict makes an internal fault of the planner an error instead of running the graph on host.
 	strict bool
+	// recomputeFrom is the number of elements from which on a value is computed again where it is read, if that is cheap;
+	// 0 is never.
+	recomputeFrom int
 }
 
 // Available says whether the kernels run on this processor, and why or why not. The backend works without them too,
@@ -105,7 +108,7 @@ func New(config string) (compute.Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("native: opening the portable backend: %w", err)
 	}
-	return &Backend{host: host, set: kernel.For(level), pool: kernel.NewPool(threads)}, nil
+	return &Backend{host: host, set: kernel.For(level), pool: kernel.NewPool(threads), recomputeFrom: recomputeSize}, nil
 }
 
 // Name returns "native".

@@ -700,7 +700,8 @@ func TestRandomGraphsAgreeWithGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	backends := []*native.Backend{native.Open(t, ""), native.Open(t, "threads=3"), native.Open(t, "isa=generic"), native.OpenWatched(t, "threads=2")}
+	usual := []*native.Backend{native.OpenFrom(t, "", 2), native.OpenFrom(t, "", 0)}
+	others := []*native.Backend{native.OpenFrom(t, "threads=3", 2), native.Open(t, "isa=generic"), native.OpenWatched(t, "threads=2")}
 	first, n := graphs(300)
 	refused := 0
 	for i := range n {
@@ -716,14 +717,14 @@ func TestRandomGraphsAgreeWithGo(t *testing.T) {
 				}
 				continue
 			}
-			if got, _, err2 := runGraph(backends[0], seed, false); err2 == nil {
+			if got, _, err2 := runGraph(usual[0], seed, false); err2 == nil {
 				t.Errorf("seed %d: go refuses (%s), native gives %v", seed, strings.SplitN(err.Error(), "\n", 2)[0], got)
 			}
 			continue
 		}
-		b := backends[0]
+		b := usual[i%2]
 		if i%4 == 3 {
-			b = backends[1+i/4%3]
+			b = others[i/4%3]
 		}
 		got, _, err := runGraph(b, seed, false)
 		if inferred(err) {
@@ -749,7 +750,7 @@ func TestRandomGraphsAgreeWithGo(t *testing.T) {
 func inferred(err error) bool { return err != nil && strings.Contains(err.Error(), "DynamicReshape") }
 
 func TestRandomGraphsAgreeWithTwins(t *testing.T) {
-	twins, best := native.Open(t, "isa=generic"), native.Open(t, "")
+	twins, best := native.OpenFrom(t, "isa=generic", 2), native.OpenFrom(t, "", 2)
 	first, n := graphs(150)
 	for i := range n {
 		seed := uint64(first + 500_000 + i)
@@ -772,7 +773,7 @@ func TestResultsDoNotDependOnThreads(t *testing.T) {
 	n = min(n, 2000)
 	var backends []*native.Backend
 	for _, c := range []string{"threads=1", "threads=2", "threads=5", "threads=8"} {
-		backends = append(backends, native.Open(t, c))
+		backends = append(backends, native.OpenFrom(t, c, 2))
 	}
 	for i := range n {
 		seed := uint64(first + 1_000_000 + i)

@@ -94,6 +94,7 @@ func (p *plan) schedule() {
 			p.groups = append(p.groups, newGroup(v))
 		}
 	}
+	p.recompute()
 	p.live()
 }
 
