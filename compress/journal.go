@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lathe-ml/lathe/internal/atomicfile"
 )
@@ -107,4 +108,43 @@ func (j *Journal) Remove() error {
 		return nil
 	}
 	return os.RemoveAll(j.dir)
+}
+
+// SweepJournals deletes the journals in a folder of journals that nothing has written to for some time: those of runs that
+// were stopped and never taken up again.
+func SweepJournals(root string, age time.Duration) error {
+	entries, err := os.ReadDir(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("compress: journals: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		dir := filepath.Join(root, e.Name())
+		if _, err := hex.DecodeString(e.Name()); err != nil || !e.IsDir() || time.Since(newest(dir)) < age {
+			continue
+		}
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// newest returns when something in a folder was written last; now, if that cannot be seen.
+func newest(dir string) (last time.Time) {
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && info.ModTime().After(last) {
+			last = info.ModTime()
+		}
+		return err
+	})
+	if err != nil {
+		return time.Now()
+	}
+	return last
 }

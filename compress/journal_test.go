@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 type piece struct {
@@ -62,5 +63,34 @@ func TestJournalRestoresFinishedPieces(t *testing.T) {
 	var none *Journal
 	if restored, err := none.Do("a", &piece{}, func() error { return nil }); restored || err != nil {
 		t.Fatal(restored, err)
+	}
+}
+
+func TestOldJournalsAreSwept(t *testing.T) {
+	root := t.TempDir()
+	for _, name := range []string{"00ff00", "aa11", "not a journal"} {
+		if err := os.MkdirAll(filepath.Join(root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, name, "x.gob"), []byte{1}, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := time.Now().Add(-50 * time.Hour)
+	for _, path := range []string{"00ff00/x.gob", "00ff00", "not a journal/x.gob", "not a journal", "aa11"} {
+		if err := os.Chtimes(filepath.Join(root, path), long, long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := SweepJournals(root, 40*time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"00ff00": false, "aa11": true, "not a journal": true} {
+		if _, err := os.Stat(filepath.Join(root, name)); (err == nil) != want {
+			t.Errorf("%s: there %v, want %v", name, err == nil, want)
+		}
+	}
+	if err := SweepJournals(filepath.Join(root, "none"), time.Hour); err != nil {
+		t.Errorf("a folder that is not there: %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lathe-ml/lathe/compress"
 	"github.com/lathe-ml/lathe/data"
@@ -22,6 +23,9 @@ import (
 
 // journalVersion changes when finished pieces of an earlier program must not be taken over.
 const journalVersion = "lathe compress 1"
+
+// journalAge is how long a stopped run is kept that nobody takes up again.
+const journalAge = 30 * 24 * time.Hour
 
 // materialKey hashes what the results depend on beside the recipe: the model's bytes, how it was read, the calibration
 // cases, the batch and the backend.
@@ -70,6 +74,9 @@ func (c *compression) openJournal(m *material, what any) (*compress.Journal, err
 	}
 	sum := sha256.Sum256([]byte(m.key + text))
 	dir := journalDir(hex.EncodeToString(sum[:]))
+	if err := compress.SweepJournals(filepath.Dir(dir), journalAge); err != nil {
+		c.note("%v", err)
+	}
 	j, err := compress.OpenJournal(dir)
 	if err != nil {
 		return nil, err

@@ -9,7 +9,7 @@ import (
 // Machine is what a number of threads reach together on this machine.
 type Machine struct {
 	Threads   int     `json:"threads"`
-	FMA       float64 `json:"peak_fma_flops"`       // floating-point operations per second in the first cache
+	FMA       float64 `json:"peak_fma_flops"`       // floating-point operations per second of independent multiply-adds
 	Bandwidth float64 `json:"read_bandwidth_bytes"` // bytes per second read from memory beyond the caches
 }
 

@@ -69,7 +69,7 @@ func (r *Result) Headline() (lines []string) {
 	own := r.Contestants[0]
 	for _, m := range r.Machines {
 		if m.FMA > 0 {
-			lines = append(lines, fmt.Sprintf("%s: %.0f GFLOP/s in the first cache, %.1f GB/s read from memory.", threadsName(m.Threads), m.FMA/1e9, m.Bandwidth/1e9))
+			lines = append(lines, fmt.Sprintf("%s: %.0f GFLOP/s of multiply-adds on registers, %.1f GB/s read from memory.", threadsName(m.Threads), m.FMA/1e9, m.Bandwidth/1e9))
 		}
 	}
 	for _, m := range r.Machines {

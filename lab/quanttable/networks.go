@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -431,15 +432,25 @@ var endings = map[string]string{
 	".txt": "txt", ".tar": "tar", ".bmp": "bmp", ".wasm": "wasm", ".proto": "proto", ".toml": "toml", ".pl": "perl", ".rb": "ruby", ".swig": "swig",
 }
 
+// goFolders asks go where its own sources and the modules lie.
+func goFolders() (dirs []string) {
+	out, err := exec.Command("go", "env", "GOROOT", "GOMODCACHE").Output()
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(out)) {
+		if dir := strings.TrimSpace(line); dir != "" {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
 // labelledFiles finds n files below Go's own root, its modules and the system's folders, in turn of each kind, at most a tenth of one kind.
 func labelledFiles(labels []string, n int) ([]labelled, error) {
 	byKind := map[string][]labelled{}
 	most := max(1, n/10)
-	roots := []string{"/usr/local/go", "/usr/lib/go"}
-	if home, err := os.UserHomeDir(); err == nil {
-		roots = append(roots, filepath.Join(home, "go", "pkg", "mod"))
-	}
-	roots = append(roots, "/usr/share", "/usr/lib")
+	roots := append(goFolders(), "/usr/share", "/usr/lib")
 	visited := 0
 	for _, root := range roots {
 		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error { // what cannot be read is passed over
