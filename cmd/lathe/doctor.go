@@ -101,7 +101,10 @@ func (a *app) diagnose() (d diagnosis, failure error) {
 		}
 	}
 	if !d.SIMD && d.Chosen == "go" {
-		d.Problems = append(d.Problems, "this lathe was built without GOEXPERIMENT=simd, so backend go runs its matrix products at a fraction of their speed: rebuild with \"GOEXPERIMENT=simd go install github.com/lathe-ml/lathe/cmd/lathe@latest\", or \"make\" in a clone")
+		d.Problems = append(d.Problems, "this lathe was built without GOEXPERIMENT=simd, so backend go runs its matrix products at a fraction of their speed: rebuild with \"GOEXPERIMENT=simd go install github.com/lathe-ml/lathe/cmd/lathe@latest\"")
+	}
+	if d.SIMD && d.Chosen != "go" {
+		d.Problems = append(d.Problems, "this lathe was built with GOEXPERIMENT=simd, which only backend go needs, and which makes exponentials outside the kernels a hundred times slower: rebuild without it")
 	}
 	if d.Threads < d.CPU.Cores {
 		d.Problems = append(d.Problems, fmt.Sprintf("GOMAXPROCS lets lathe use %d of %d cores", d.Threads, d.CPU.Cores))

@@ -432,9 +432,17 @@ func (q *randomGraph) step() {
 		if x.Shape().Size() > 500 {
 			return
 		}
-		if !y.Shape().Equal(x.Shape()) { // in branches, go loses track of what it broadcasts
+		if !y.Shape().Equal(x.Shape()) {
 			y = x
 		}
+		// In branches, go loses track of what it broadcasts, and of functions of that: it computes the first element only.
+		written := func(v *Node) *Node {
+			if v.Rank() == 0 {
+				return v
+			}
+			return Reverse(Reverse(v, 0), 0)
+		}
+		x, y = written(x), written(y)
 		q.noGrad = true
 		yes := q.pickExact()
 		pred := GreaterThan(ReduceAllMax(Concatenate([]*Node{Reshape(yes, -1), Zeros(q.g, shapes.Make(dtypes.Float32, 1))}, 0)), scalar(q.g, float32(r.IntN(2))))
