@@ -76,9 +76,14 @@ func tileTwin(a *tileArgs, rows int, table bool) {
 			if table {
 				t := *(*int32)(unsafe.Add(unsafe.Pointer(a.table), k*4))
 				b[0] = unsafe.Add(unsafe.Pointer(a.b), int(t)*4)
-				b[1] = unsafe.Add(b[0], a.next[0]*4)
 			} else {
 				b[0] = unsafe.Add(unsafe.Pointer(a.b), k*a.bks)
+			}
+			switch { // a narrow panel has one vector
+			case a.cols <= lanes:
+			case table:
+				b[1] = unsafe.Add(b[0], a.next[0]*4)
+			default:
 				b[1] = unsafe.Add(b[0], lanes*4)
 			}
 			for r := range rows {
