@@ -296,7 +296,13 @@ func (g *Gemm) begin(ws *Workspace, a, b, c []float32, add bool) {
 	}
 }
 
-func (g *Gemm) end() { g.ws, g.av, g.bv, g.cv, g.packed = nil, nil, nil, nil, nil }
+// end lets go of the operands.
+func (g *Gemm) end() {
+	for i := range g.ws.worker {
+		g.ws.worker[i].args = tileArgs{}
+	}
+	g.ws, g.av, g.bv, g.cv, g.packed = nil, nil, nil, nil, nil
+}
 
 // run computes one batch, in steps or in parts.
 func (g *Gemm) run(pool *Pool) {

@@ -2,6 +2,7 @@ package native_test
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -179,4 +180,52 @@ func TestUnusedPlansHoldNoMemory(t *testing.T) {
 		t.Errorf("%d bytes are held by a plan that nobody uses", n)
 	}
 	affine(t, b, 1, 0, [][]float32{{1}}, [][]float32{{1}})
+}
+
+// TestIdlePlansLetGoOfWhatTheyRanOn looks at the heap after computations whose operands, results and intermediate values
+// all take megabytes.
+func TestIdlePlansLetGoOfWhatTheyRanOn(t *testing.T) {
+	b := native.Open(t, "threads=2")
+	const n, megabytes = 1 << 20, 4
+	heap := func() float64 {
+		var m runtime.MemStats
+		for range 3 { // finalizers need a cycle of their own
+			runtime.GC()
+		}
+		runtime.ReadMemStats(&m)
+		return float64(m.HeapAlloc) / (1 << 20)
+	}
+	run := func(shape ...int) {
+		e, err := NewExec(b, func(in []*Node) []*Node {
+			x := in[0]
+			y := Sin(Add(x, Transpose(Transpose(x, 0, 1), 0, 1)))
+			z := Concatenate([]*Node{Tanh(y), Exp(y)}, 0)
+			p := Pad(z, scalar(z.Graph(), 0), PadAxis{Start: 1, End: 2})
+			return []*Node{p, Add(y, ReduceAndKeep(y, ReduceSum, 1)), Dot(Transpose(x, 0, 1), y).MatMul()}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Finalize()
+		x := tensors.FromFlatDataAndDimensions(make([]float32, n), shape...)
+		out, err := e.Call(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range append(out, x) {
+			if err := o.FinalizeAll(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	run(n/64, 64)
+	native.DropFree(b)
+	before := heap()
+	for rows := n / 32; rows >= n/256; rows /= 2 {
+		run(rows, n/rows)
+	}
+	native.DropFree(b)
+	if more := heap() - before; more > megabytes {
+		t.Errorf("four idle plans hold %.1f MB", more)
+	}
 }

@@ -108,6 +108,11 @@ func (x *executable) bindMemory() {
 // dropMemory lets the arena go until the next call.
 func (x *executable) dropMemory() {
 	x.arena = nil
+	for _, v := range x.p.order {
+		if x.inArena(v) {
+			v.buf, v.flat = nil, nil
+		}
+	}
 	for _, y := range x.p.inner {
 		y.dropMemory()
 	}
@@ -177,6 +182,7 @@ func (x *executable) call(bufs []*Buffer, donate []bool, outputs []shapes.Shape)
 		}
 	}()
 	x.bindMemory()
+	defer x.forget()
 	for i, v := range x.params {
 		if v.isForeign() {
 			v.foreign, v.flat = bufs[i].inner, bufs[i].flat
@@ -228,10 +234,19 @@ func (x *executable) call(bufs []*Buffer, donate []bool, outputs []shapes.Shape)
 			v.foreign, v.flat = nil, nil
 		}
 	}
+	return out, nil
+}
+
+// forget lets go of the memory of a call: an executable may lie idle for long.
+func (x *executable) forget() {
 	for _, v := range x.params {
 		v.buf, v.foreign, v.flat = nil, nil, nil
 	}
-	return out, nil
+	for i := range x.loops {
+		s := &x.loops[i]
+		clear(s.slots)
+		clear(s.streams[:cap(s.streams)])
+	}
 }
 
 // once says whether a buffer is only one of the inputs.

@@ -39,3 +39,6 @@ func ArenaBytes(b *Backend) (n int) {
 	}
 	return n
 }
+
+// DropFree lets go of the memory that a backend keeps for reuse.
+func DropFree(b *Backend) { b.mem.drop() }

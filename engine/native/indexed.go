@@ -340,6 +340,7 @@ func (s *windowStep) run(x *executable, out []float32) {
 	}
 	s.out = out
 	x.parallel(s.batches, size(s.x.dims)*4, s)
+	s.out = nil
 }
 
 // Do computes the windows of one batch.

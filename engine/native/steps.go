@@ -79,6 +79,7 @@ func (s *concatStep) prepare(*executable) {
 func (s *concatStep) run(x *executable, out []float32) {
 	s.out = out
 	x.parallel(len(s.parts), size(s.dims), s)
+	s.out = nil
 }
 
 // Do writes one view.
@@ -160,6 +161,7 @@ func partsApart(parts []padPart, dims []int) bool {
 
 func (s *padStep) run(x *executable, out []float32) {
 	s.out, s.value = out, 0
+	defer func() { s.out = nil }()
 	if s.fill.base != nil {
 		s.value = s.fill.base.buf[s.fill.off]
 	}
