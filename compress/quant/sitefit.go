@@ -3,6 +3,7 @@ package quant
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/gomlx/compute"
@@ -19,11 +20,16 @@ import (
 
 // SiteFitter optimises a site, with whatever quantises its weight and its input, so that its output comes close to given
 // ones: the inner loop of the quantisers that reconstruct layer by layer. What it compiles for a site serves all sites of
-// the same operations and shapes. Close frees it.
+// the same operations and shapes, as long as there were not too many others in between. Close frees it.
 type SiteFitter struct {
 	b    compute.Backend
 	fits map[string]*compiledFit
+	used []string // keys of fits, the most recently used last
 }
+
+// maxFits is how many compiled fits are kept, each of which has memory for a pass over a batch: enough for the layers of a
+// repeated block.
+const maxFits = 8
 
 // NewSiteFitter prepares fits on a backend.
 func NewSiteFitter(b compute.Backend) *SiteFitter {
@@ -32,11 +38,17 @@ func NewSiteFitter(b compute.Backend) *SiteFitter {
 
 // Close frees the compiled graphs.
 func (f *SiteFitter) Close() {
-	for _, c := range f.fits {
-		c.trainer.Finalize()
-		c.errors.Finalize()
+	for _, key := range f.used {
+		f.drop(key)
 	}
-	clear(f.fits)
+	f.used = nil
+}
+
+func (f *SiteFitter) drop(key string) {
+	c := f.fits[key]
+	c.trainer.Finalize()
+	c.errors.Finalize()
+	delete(f.fits, key)
 }
 
 // SiteFit says how a site is fitted: Adam (0.9, 0.999, 1e-8) on the mean squared error of the outputs.
@@ -154,6 +166,8 @@ func (f *SiteFitter) compiled(site *nn.Network, x, y *tensors.Tensor, o SiteFit)
 	}
 	key := fitKey(site, x, y, o)
 	if c := f.fits[key]; c != nil {
+		i := slices.Index(f.used, key)
+		f.used = append(slices.Delete(f.used, i, i+1), key)
 		return c, nil
 	}
 	c := &compiledFit{net: site.Clone()}
@@ -202,7 +216,11 @@ func (f *SiteFitter) compiled(site *nn.Network, x, y *tensors.Tensor, o SiteFit)
 		return nil, err
 	}
 	c.errors.NoLimit()
-	f.fits[key] = c
+	if len(f.used) == maxFits {
+		f.drop(f.used[0])
+		f.used = slices.Delete(f.used, 0, 1)
+	}
+	f.fits[key], f.used = c, append(f.used, key)
 	return c, nil
 }
 
