@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/cpu"
@@ -65,4 +66,22 @@ func goKernels() string {
 		return "; built without GOEXPERIMENT=simd, so its matrix products run at a fraction of the speed: rebuild with GOEXPERIMENT=simd"
 	}
 	return ""
+}
+
+// AvailableMemory returns the bytes that programs can still take without swapping, as far as the system says so; else 0.
+func AvailableMemory() int64 {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemAvailable:" && f[2] == "kB" {
+			kb, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				return 0
+			}
+			return kb << 10
+		}
+	}
+	return 0
 }

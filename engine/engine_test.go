@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 
@@ -81,5 +82,14 @@ func TestExecReturnsPanicsAsErrors(t *testing.T) {
 func TestThisCPUIsNamed(t *testing.T) {
 	if c := engine.ThisCPU(); c.Model == "" || c.Cores < 1 || c.Arch == "" {
 		t.Errorf("got %+v", c)
+	}
+}
+
+func TestAvailableMemory(t *testing.T) {
+	switch n := engine.AvailableMemory(); {
+	case n < 0 || n > 1<<52:
+		t.Errorf("%d bytes are available", n)
+	case n == 0 && runtime.GOOS == "linux":
+		t.Error("Linux says how much memory is available")
 	}
 }

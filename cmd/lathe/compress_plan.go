@@ -11,6 +11,7 @@ import (
 
 	"github.com/lathe-ml/lathe/compress"
 	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/lab/report"
 )
 
@@ -109,6 +110,10 @@ func (c *compression) fit(m *material, recipes []*compress.Recipe, p *compressPl
 	}
 	p.Forecast.Memory = first
 	if c.memory == 0 {
+		// rather collect garbage more often than be killed
+		if available := engine.AvailableMemory(); available > 0 {
+			debug.SetMemoryLimit(available / 10 * 8)
+		}
 		return nil
 	}
 	debug.SetMemoryLimit(c.memory)
