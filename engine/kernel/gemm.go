@@ -7,8 +7,10 @@ import "sync/atomic"
 const kBlock = 192
 
 const (
-	mBlock = 96  // about the number of rows that one piece of work computes
+	mBlock = 96  // about the number of rows that one piece of work computes, twice as many if B is larger than bCached
 	mOuter = 768 // the most rows of A that are packed for one block of k together
+
+	bCached = 1 << 18 // elements of B that stay in the second cache: what is larger is read anew for each piece
 
 	// Of a product whose contraction is cut into parts: the most elements of its result, so that a step is so short that
 	// waiting for others would tell, and of all parts.
@@ -346,7 +348,11 @@ func (g *Gemm) run(pool *Pool) {
 // divide cuts the tiles of a step into pieces for a number of workers. Each begins with some of the rows or of the panels,
 // whichever are more, unless the panels are too few to be shared evenly: what it packs of that operand, it reads itself.
 func (g *Gemm) divide(threads int) {
-	g.rPieces, g.nPieces = max(1, (g.tiles*g.height+mBlock/2)/mBlock), 1
+	rows := mBlock
+	if g.n*g.k > bCached {
+		rows *= 2
+	}
+	g.rPieces, g.nPieces = max(1, (g.tiles*g.height+rows/2)/rows), 1
 	g.aParts, g.bParts, g.byPanels = 1, 1, false
 	if threads > 1 {
 		few := evenPieces * threads
