@@ -109,15 +109,14 @@ func (c *compression) fit(m *material, recipes []*compress.Recipe, p *compressPl
 		return err
 	}
 	p.Forecast.Memory = first
-	if c.memory == 0 {
-		// rather collect garbage more often than be killed
-		if available := engine.AvailableMemory(); available > 0 {
-			debug.SetMemoryLimit(available / 10 * 8)
-		}
-		return nil
+	limit := c.memory
+	if limit == 0 { // rather collect garbage more often than be killed
+		limit = engine.AvailableMemory() / 10 * 8
 	}
-	debug.SetMemoryLimit(c.memory)
-	if first.Least <= c.memory {
+	if limit > 0 {
+		debug.SetMemoryLimit(limit)
+	}
+	if c.memory == 0 || first.Least <= c.memory {
 		return nil
 	}
 	for batch := m.batch / 2; batch >= 1; batch /= 2 {

@@ -62,10 +62,7 @@ func (g *Gemm) ahead(step, i, n int) (f fetch) {
 	}
 	t0, t1 := g.tilesOf(i + 1)
 	r0, r1 := t0*g.height, min(g.m, t1*g.height)
-	from, to := int(g.a.Batch[g.bi]+g.a.Rows[r0]), int(g.a.Batch[g.bi]+g.a.Rows[r1-1]+g.a.K[g.k-1])+1
-	if to-from <= 2*(r1-r0)*g.k {
-		f.part[0] = stretchOf(g.av, from, to)
-	}
+	f.part[0] = dense(g.av, &g.a, g.bi, r0, r1)
 	f.part[2] = g.result(g.bi, r0, r1)
 	return f
 }
@@ -82,18 +79,18 @@ func (g *Gemm) result(bi, r0, r1 int) stretch {
 // nextBatch returns the operands and the result of a batch, as far as they lie dense.
 func (g *Gemm) nextBatch(bi int) (f fetch) {
 	if bi < g.batches {
-		f.part[0] = dense(g.av, &g.a, bi, g.k)
-		f.part[1] = dense(g.bv, &g.b, bi, g.k)
+		f.part[0] = dense(g.av, &g.a, bi, 0, g.m)
+		f.part[1] = dense(g.bv, &g.b, bi, 0, g.n)
 		f.part[2] = g.result(bi, 0, g.m)
 	}
 	return f
 }
 
-// dense returns the memory of a batch of an operand, if little else lies in it.
-func dense(x []float32, o *Operand, bi, k int) stretch {
-	rows := len(o.Rows)
-	from, to := int(o.Batch[bi]+o.Rows[0]), int(o.Batch[bi]+o.Rows[rows-1]+o.K[k-1])+1
-	if to-from > 2*rows*k {
+// dense returns the memory of some rows of an operand, if little else lies in it.
+func dense(x []float32, o *Operand, bi, r0, r1 int) stretch {
+	k := len(o.K)
+	from, to := int(o.Batch[bi]+o.Rows[r0]), int(o.Batch[bi]+o.Rows[r1-1]+o.K[k-1])+1
+	if to-from > 2*(r1-r0)*k {
 		return stretch{}
 	}
 	return stretchOf(x, from, to)

@@ -88,7 +88,7 @@ type progress struct {
 // NewGemm plans a product of A with B, whose rows are C's columns. C's row i of batch b begins at cBatch[b] + cRows[i].
 func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	m, n, k := len(a.Rows), len(b.Rows), len(a.K)
-	g := &Gemm{m: m, n: n, k: k, batches: len(cBatch), a: a, b: b, cBatch: cBatch, cRows: cRows, set: set}
+	g := &Gemm{m: m, n: n, k: k, batches: len(cBatch), a: a, b: b, cBatch: cBatch, cRows: cRows, set: set, aParts: 1, bParts: 1}
 	t := &set.tile
 	aRow, rowsRegular := stride(a.Rows)
 	aK, kRegular := stride(a.K)
@@ -255,7 +255,6 @@ func (g *Gemm) Run(pool *Pool, ws *Workspace, a, b, c []float32, add bool) {
 	}
 	g.begin(ws, a, b, c, add)
 	if g.small {
-		g.bParts = 1
 		g.spread(g.pieces, (*gemmBatches)(g), pool.Run)
 	} else {
 		for g.bi = range g.batches {
@@ -278,7 +277,7 @@ func (g *Gemm) PackedSize() int { return g.vectors * g.set.tile.lanes * g.k }
 
 // Pack lays b out for RunPacked, of this or another product with the same operand B.
 func (g *Gemm) Pack(pool *Pool, b, packed []float32) {
-	g.bi, g.bv, g.packed, g.bParts = 0, b, packed, 1
+	g.bi, g.bv, g.packed = 0, b, packed
 	g.spread(len(g.aRuns)*g.packsOfB(), (*gemmPack)(g), pool.Run)
 	g.bv, g.packed = nil, nil
 }
@@ -348,10 +347,7 @@ func (g *Gemm) run(pool *Pool) {
 // divide cuts the tiles of a step into pieces for a number of workers. Each begins with some of the rows or of the panels,
 // whichever are more, unless the panels are too few to be shared evenly: what it packs of that operand, it reads itself.
 func (g *Gemm) divide(threads int) {
-	rows := mBlock
-	if g.n*g.k > bCached {
-		rows *= 2
-	}
+	rows := g.blockRows()
 	g.rPieces, g.nPieces = max(1, (g.tiles*g.height+rows/2)/rows), 1
 	g.aParts, g.bParts, g.byPanels = 1, 1, false
 	if threads > 1 {
@@ -376,6 +372,14 @@ func (g *Gemm) divide(threads int) {
 		}
 	}
 	g.pieces = g.rPieces * g.nPieces
+}
+
+// blockRows is about the number of rows of a piece.
+func (g *Gemm) blockRows() int {
+	if g.n*g.k > bCached {
+		return 2 * mBlock
+	}
+	return mBlock
 }
 
 // evenPieces is how many pieces for each worker make up for their different sizes.
@@ -460,7 +464,6 @@ func (j *gemmStep) Do(worker, i int) {
 
 // runParts computes the parts and adds them up in their order. A worker alone adds each one while it is in the cache.
 func (g *Gemm) runParts(pool *Pool) {
-	g.bParts = 1
 	if pool.Threads() > 1 {
 		g.apart = g.m * g.n
 		g.spread(g.parts, (*gemmParts)(g), pool.Run)
@@ -482,7 +485,7 @@ type gemmParts Gemm
 func (j *gemmParts) Do(worker, i int) {
 	g := (*Gemm)(j)
 	w := &g.ws.worker[worker]
-	to := g.c()
+	to := g.c(g.bi)
 	from, end := share(len(g.aRuns), i, g.parts)
 	if i > 0 {
 		to = target{g.ws.c[(i-1)*g.apart:], g.partRows, from}
@@ -541,8 +544,8 @@ type target struct {
 	first int // the block that replaces what is there; -1 if none does
 }
 
-// c returns C of the batch.
-func (g *Gemm) c() target { return target{g.cv[g.cBatch[g.bi]:], g.cRows, -g.add} }
+// c returns C of a batch.
+func (g *Gemm) c(bi int) target { return target{g.cv[g.cBatch[bi]:], g.cRows, -g.add} }
 
 // await waits until a counter of pieces reaches n. It is false if a piece failed.
 func (g *Gemm) await(c *atomic.Int32, n int) bool {
@@ -572,7 +575,7 @@ func (g *Gemm) piece(worker, step, i int) {
 		case g.packB:
 			b = g.packed[step%g.buffers*g.bBuffer():]
 		}
-		g.block(w, a, b, g.bi, g.c(), step, t0, t1, p0, p1)
+		g.block(w, a, b, g.bi, g.c(g.bi), step, t0, t1, p0, p1)
 		return
 	}
 	for kb := range g.aRuns {
@@ -584,7 +587,7 @@ func (g *Gemm) piece(worker, step, i int) {
 		if g.packB {
 			b = g.packed[g.blockAt(kb):]
 		}
-		g.block(w, a, b, g.bi, g.c(), kb, t0, t1, p0, p1)
+		g.block(w, a, b, g.bi, g.c(g.bi), kb, t0, t1, p0, p1)
 	}
 }
 
@@ -608,7 +611,7 @@ func (j *gemmBatches) Do(worker, i int) {
 				if g.packA {
 					g.packTiles(w.a, bi, kb, t0, t1)
 				}
-				g.block(w, w.a, w.b, bi, target{g.cv[g.cBatch[bi]:], g.cRows, -g.add}, kb, t0, t1, 0, g.panels)
+				g.block(w, w.a, w.b, bi, g.c(bi), kb, t0, t1, 0, g.panels)
 			}
 		}
 	}

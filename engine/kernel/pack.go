@@ -60,7 +60,7 @@ func (w *Workspace) Grow(g *Gemm) {
 		if g.packA && g.parts > 1 {
 			s.a = atLeast(s.a, g.aBuffer())
 		} else if g.packA && !g.outer {
-			s.a = atLeast(s.a, (4*mBlock/g.height+1)*g.tileLen())
+			s.a = atLeast(s.a, (2*g.blockRows()/g.height+1)*g.tileLen())
 		}
 	}
 }

@@ -64,7 +64,7 @@ type queue struct {
 // set puts n pieces in.
 func (q queues) set(n int) {
 	for w := range q {
-		q[w].set(n*w/len(q), n*(w+1)/len(q))
+		q[w].set(share(n, w, len(q)))
 	}
 }
 
