@@ -23,8 +23,7 @@ import (
 // the same operations and shapes, as long as there were not too many others in between. Close frees it.
 type SiteFitter struct {
 	b    compute.Backend
-	fits map[string]*compiledFit
-	used []string // keys of fits, the most recently used last
+	fits []*compiledFit // the most recently used last
 }
 
 // maxFits is how many compiled fits are kept, each of which has memory for a pass over a batch: enough for the layers of a
@@ -33,22 +32,20 @@ const maxFits = 8
 
 // NewSiteFitter prepares fits on a backend.
 func NewSiteFitter(b compute.Backend) *SiteFitter {
-	return &SiteFitter{b: b, fits: map[string]*compiledFit{}}
+	return &SiteFitter{b: b}
 }
 
 // Close frees the compiled graphs.
 func (f *SiteFitter) Close() {
-	for _, key := range f.used {
-		f.drop(key)
+	for _, c := range f.fits {
+		c.close()
 	}
-	f.used = nil
+	f.fits = nil
 }
 
-func (f *SiteFitter) drop(key string) {
-	c := f.fits[key]
+func (c *compiledFit) close() {
 	c.trainer.Finalize()
 	c.errors.Finalize()
-	delete(f.fits, key)
 }
 
 // SiteFit says how a site is fitted: Adam (0.9, 0.999, 1e-8) on the mean squared error of the outputs.
@@ -154,6 +151,7 @@ func finite(v float64) bool { return v-v == 0 }
 
 // compiledFit is what one kind of site has been compiled into; its parameters are those of the site under way.
 type compiledFit struct {
+	key     string
 	net     *nn.Network
 	names   []string
 	trainer *learn.Trainer
@@ -165,12 +163,12 @@ func (f *SiteFitter) compiled(site *nn.Network, x, y *tensors.Tensor, o SiteFit)
 		return nil, fmt.Errorf("quant: fit: a network of %d inputs and %d outputs; want one of each", len(site.Inputs), len(site.Outputs))
 	}
 	key := fitKey(site, x, y, o)
-	if c := f.fits[key]; c != nil {
-		i := slices.Index(f.used, key)
-		f.used = append(slices.Delete(f.used, i, i+1), key)
+	if i := slices.IndexFunc(f.fits, func(c *compiledFit) bool { return c.key == key }); i >= 0 {
+		c := f.fits[i]
+		f.fits = append(slices.Delete(f.fits, i, i+1), c)
 		return c, nil
 	}
-	c := &compiledFit{net: site.Clone()}
+	c := &compiledFit{key: key, net: site.Clone()}
 	for p := range c.net.Params.All() {
 		c.names = append(c.names, p.Name)
 	}
@@ -216,11 +214,11 @@ func (f *SiteFitter) compiled(site *nn.Network, x, y *tensors.Tensor, o SiteFit)
 		return nil, err
 	}
 	c.errors.NoLimit()
-	if len(f.used) == maxFits {
-		f.drop(f.used[0])
-		f.used = slices.Delete(f.used, 0, 1)
+	if len(f.fits) == maxFits {
+		f.fits[0].close()
+		f.fits = slices.Delete(f.fits, 0, 1)
 	}
-	f.fits[key], f.used = c, append(f.used, key)
+	f.fits = append(f.fits, c)
 	return c, nil
 }
 
