@@ -2,9 +2,10 @@ package kernel
 
 import "sync/atomic"
 
-// kBlock is the most of a contraction that is done at once, so that a panel of B stays in the first cache. The blocks
-// fix the order of summation, so they depend on the contraction's length alone, not on the level or the workers.
-const kBlock = 192
+// kBlock is the most of a contraction that is done at once, so that a panel of B stays in the first cache; kBlockLong is
+// that of a product with more than mOuter rows, which reads panels from the second cache instead and updates C more rarely.
+// The blocks fix the order of summation, so they depend on the shapes alone, not on the level or the workers.
+const kBlock, kBlockLong = 192, 512
 
 const (
 	mBlock = 96  // about the number of rows that one piece of work computes, twice as many if B is larger than bCached
@@ -96,7 +97,11 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	if kRegular {
 		g.aK = aK
 	}
-	blocks := max(1, (k+kBlock-1)/kBlock)
+	most := kBlock
+	if m > mOuter {
+		most = kBlockLong
+	}
+	blocks := max(1, (k+most-1)/most)
 	g.kLen = max(8, ((k+blocks-1)/blocks+7)&^7)
 	bRuns := 0
 	for k0 := 0; k0 < k; k0 += g.kLen {

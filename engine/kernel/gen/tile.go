@@ -49,6 +49,9 @@ func tiles(w width) {
 	}
 }
 
+// soon is how many k before their use the rows of packed B are fetched into the first cache.
+const soon = 8
+
 // tile writes the kernel of rows x v vectors. See tileTwin in package kernel for what it computes.
 func tile(w width, rows, v int, table bool) {
 	kind := "Packed"
@@ -156,6 +159,9 @@ func tile(w width, rows, v int, table bool) {
 			ADDQ(Imm(4), b)
 		} else {
 			PREFETCHT1(Mem{Base: ahead})
+			for line := 0; line < v*w.lanes; line += 16 {
+				PREFETCHT0(Mem{Base: b, Disp: 4 * (line + soon*v*w.lanes)})
+			}
 			ADDQ(pace, ahead)
 			ADDQ(field(argBKS), b)
 		}
