@@ -25,13 +25,16 @@ func stretchOf(x []float32, from, to int) stretch {
 
 // spread plans to ask for all of it in a number of requests.
 func (f *fetch) spread(requests int) {
-	f.pace = (f.part[0].bytes + f.part[1].bytes + f.part[2].bytes - f.at + requests - 1) / max(1, requests)
+	f.pace = max(0, f.left()+requests-1) / max(1, requests)
 }
 
-// next moves on by some bytes and says where and at what pace to go on.
-func (f *fetch) next(bytes int) (place uintptr, pace int) {
-	f.at += bytes
+// left returns how many bytes are still to be asked for.
+func (f *fetch) left() int { return f.part[0].bytes + f.part[1].bytes + f.part[2].bytes - f.at }
+
+// next says where and at what pace to go on with some requests.
+func (f *fetch) next(requests int) (place uintptr, pace int) {
 	at := f.at
+	f.at += f.pace * requests
 	for _, p := range f.part {
 		if at < p.bytes {
 			return p.place + uintptr(at), f.pace

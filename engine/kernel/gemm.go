@@ -661,10 +661,14 @@ func (g *Gemm) block(w *workerSpace, a, b []float32, bi int, to target, kb, t0, 
 	}
 	f := &w.fetch
 	f.spread((t1 - t0) * (p1 - p0) * g.blockLen(kb))
-	args.ahead, args.pace = f.next(0)
 	for p := p0; p < p1; p++ {
 		first, vectors := g.panel(p)
 		j0 := first * t.lanes
+		var soon fetch // the next panel
+		if g.packB && p+1 < p1 && t1-t0 >= 8 {
+			soon.part[0] = stretchOf(b, g.panelAt(p+1, kb), g.panelAt(min(p+2, g.panels), kb))
+			soon.spread((t1 - t0) * g.blockLen(kb) / 2)
+		}
 		args.cols = min(vectors*t.lanes, g.n-j0)
 		if g.packB {
 			args.b, args.bks = &b[g.panelAt(p, kb)], vectors*t.lanes*4
@@ -684,8 +688,12 @@ func (g *Gemm) block(w *workerSpace, a, b []float32, bi int, to target, kb, t0, 
 				args.rows = &g.a.Rows[r]
 			}
 			args.cRows, args.runs, args.n, args.done = &to.rows[r], &runs[0], len(runs), 0
+			now := f
+			if soon.left() > 0 {
+				now = &soon
+			}
+			args.ahead, args.pace = now.next(g.blockLen(kb))
 			kernels[vectors][min(g.height, g.m-r)](args)
-			args.ahead, args.pace = f.next(args.pace * g.blockLen(kb))
 		}
 	}
 }
