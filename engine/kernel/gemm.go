@@ -379,9 +379,12 @@ func (g *Gemm) divide(threads int) {
 	g.pieces = g.rPieces * g.nPieces
 }
 
+// large says whether B does not stay in the second cache.
+func (g *Gemm) large() bool { return g.n*g.k > bCached }
+
 // blockRows is about the number of rows of a piece.
 func (g *Gemm) blockRows() int {
-	if g.n*g.k > bCached {
+	if g.large() {
 		return 2 * mBlock
 	}
 	return mBlock
@@ -659,15 +662,19 @@ func (g *Gemm) block(w *workerSpace, a, b []float32, bi int, to target, kb, t0, 
 		kernels = &t.table
 		args.table = &g.b.K[kb*g.kLen]
 	}
-	f := &w.fetch
-	f.spread((t1 - t0) * (p1 - p0) * g.blockLen(kb))
+	f, requests := &w.fetch, (t1-t0)*g.blockLen(kb)
+	panelAhead := g.packB && t1-t0 >= 8 && g.large()
+	if panelAhead {
+		requests /= 2
+	}
+	f.spread(requests * (p1 - p0))
 	for p := p0; p < p1; p++ {
 		first, vectors := g.panel(p)
 		j0 := first * t.lanes
 		var soon fetch // the next panel
-		if g.packB && p+1 < p1 && t1-t0 >= 8 {
+		if panelAhead && p+1 < p1 {
 			soon.part[0] = stretchOf(b, g.panelAt(p+1, kb), g.panelAt(min(p+2, g.panels), kb))
-			soon.spread((t1 - t0) * g.blockLen(kb) / 2)
+			soon.spread(requests)
 		}
 		args.cols = min(vectors*t.lanes, g.n-j0)
 		if g.packB {
