@@ -3,13 +3,15 @@ package kernel
 import "sync/atomic"
 
 // kBlock is the most of a contraction that is done at once, so that a panel of B stays in the first cache; kBlockLong is
-// that of a product with more than mOuter rows, which reads panels from the second cache instead and updates C more rarely.
+// that of a product with more rows than are packed together, which reads panels from the second cache instead and updates C more rarely.
 // The blocks fix the order of summation, so they depend on the shapes alone, not on the level or the workers.
 const kBlock, kBlockLong = 192, 512
 
 const (
 	mBlock = 96  // about the number of rows that one piece of work computes, twice as many if B is larger than bCached
-	mOuter = 768 // the most rows of A that are packed for one block of k together
+	// The most rows of A that are packed for one block of k together, and so many if A's k lie side by side: then it is
+	// cheap to pack tiles one after the other.
+	mOuter, mOuterDense = 768, 512
 
 	bCached = 1 << 18 // elements of B that stay in the second cache: what is larger is read anew for each piece
 
@@ -97,8 +99,8 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	if kRegular {
 		g.aK = aK
 	}
-	most := kBlock
-	if m > mOuter {
+	most, tall := kBlock, m > mOuter || m > mOuterDense && g.aK == 1
+	if tall {
 		most = kBlockLong
 	}
 	blocks := max(1, (k+most-1)/most)
@@ -140,7 +142,7 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 		g.perPiece = max(1, (1<<17)/max(1, m*n*k))
 		g.pieces = (g.batches + g.perPiece - 1) / g.perPiece
 	}
-	g.outer = !g.small && m <= mOuter && len(g.aRuns) > 0
+	g.outer = !g.small && !tall && len(g.aRuns) > 0
 	g.part()
 	g.progress = make([]progress, max(1, len(g.aRuns)))
 	return g
