@@ -2797,15 +2797,7 @@ DATA lane80000000<>+16(SB)/4, $0x80000000
 DATA lane80000000<>+20(SB)/4, $0x80000000
 DATA lane80000000<>+24(SB)/4, $0x80000000
 DATA lane80000000<>+28(SB)/4, $0x80000000
-DATA lane80000000<>+32(SB)/4, $0x80000000
-DATA lane80000000<>+36(SB)/4, $0x80000000
-DATA lane80000000<>+40(SB)/4, $0x80000000
-DATA lane80000000<>+44(SB)/4, $0x80000000
-DATA lane80000000<>+48(SB)/4, $0x80000000
-DATA lane80000000<>+52(SB)/4, $0x80000000
-DATA lane80000000<>+56(SB)/4, $0x80000000
-DATA lane80000000<>+60(SB)/4, $0x80000000
-GLOBL lane80000000<>(SB), RODATA|NOPTR, $64
+GLOBL lane80000000<>(SB), RODATA|NOPTR, $32
 
 // func absAVX2(dst []float32, x []float32)
 // Requires: AVX
@@ -2871,15 +2863,7 @@ DATA lane7fffffff<>+16(SB)/4, $0x7fffffff
 DATA lane7fffffff<>+20(SB)/4, $0x7fffffff
 DATA lane7fffffff<>+24(SB)/4, $0x7fffffff
 DATA lane7fffffff<>+28(SB)/4, $0x7fffffff
-DATA lane7fffffff<>+32(SB)/4, $0x7fffffff
-DATA lane7fffffff<>+36(SB)/4, $0x7fffffff
-DATA lane7fffffff<>+40(SB)/4, $0x7fffffff
-DATA lane7fffffff<>+44(SB)/4, $0x7fffffff
-DATA lane7fffffff<>+48(SB)/4, $0x7fffffff
-DATA lane7fffffff<>+52(SB)/4, $0x7fffffff
-DATA lane7fffffff<>+56(SB)/4, $0x7fffffff
-DATA lane7fffffff<>+60(SB)/4, $0x7fffffff
-GLOBL lane7fffffff<>(SB), RODATA|NOPTR, $64
+GLOBL lane7fffffff<>(SB), RODATA|NOPTR, $32
 
 // func squareAVX2(dst []float32, x []float32)
 // Requires: AVX
@@ -3059,15 +3043,7 @@ DATA lane3f800000<>+16(SB)/4, $0x3f800000
 DATA lane3f800000<>+20(SB)/4, $0x3f800000
 DATA lane3f800000<>+24(SB)/4, $0x3f800000
 DATA lane3f800000<>+28(SB)/4, $0x3f800000
-DATA lane3f800000<>+32(SB)/4, $0x3f800000
-DATA lane3f800000<>+36(SB)/4, $0x3f800000
-DATA lane3f800000<>+40(SB)/4, $0x3f800000
-DATA lane3f800000<>+44(SB)/4, $0x3f800000
-DATA lane3f800000<>+48(SB)/4, $0x3f800000
-DATA lane3f800000<>+52(SB)/4, $0x3f800000
-DATA lane3f800000<>+56(SB)/4, $0x3f800000
-DATA lane3f800000<>+60(SB)/4, $0x3f800000
-GLOBL lane3f800000<>(SB), RODATA|NOPTR, $64
+GLOBL lane3f800000<>(SB), RODATA|NOPTR, $32
 
 // func expAVX2(dst []float32, x []float32)
 // Requires: AVX, AVX2, FMA3
@@ -3243,15 +3219,7 @@ DATA lanec2d00000<>+16(SB)/4, $0xc2d00000
 DATA lanec2d00000<>+20(SB)/4, $0xc2d00000
 DATA lanec2d00000<>+24(SB)/4, $0xc2d00000
 DATA lanec2d00000<>+28(SB)/4, $0xc2d00000
-DATA lanec2d00000<>+32(SB)/4, $0xc2d00000
-DATA lanec2d00000<>+36(SB)/4, $0xc2d00000
-DATA lanec2d00000<>+40(SB)/4, $0xc2d00000
-DATA lanec2d00000<>+44(SB)/4, $0xc2d00000
-DATA lanec2d00000<>+48(SB)/4, $0xc2d00000
-DATA lanec2d00000<>+52(SB)/4, $0xc2d00000
-DATA lanec2d00000<>+56(SB)/4, $0xc2d00000
-DATA lanec2d00000<>+60(SB)/4, $0xc2d00000
-GLOBL lanec2d00000<>(SB), RODATA|NOPTR, $64
+GLOBL lanec2d00000<>(SB), RODATA|NOPTR, $32
 
 DATA lane42b1999a<>+0(SB)/4, $0x42b1999a
 DATA lane42b1999a<>+4(SB)/4, $0x42b1999a
@@ -3261,15 +3229,7 @@ DATA lane42b1999a<>+16(SB)/4, $0x42b1999a
 DATA lane42b1999a<>+20(SB)/4, $0x42b1999a
 DATA lane42b1999a<>+24(SB)/4, $0x42b1999a
 DATA lane42b1999a<>+28(SB)/4, $0x42b1999a
-DATA lane42b1999a<>+32(SB)/4, $0x42b1999a
-DATA lane42b1999a<>+36(SB)/4, $0x42b1999a
-DATA lane42b1999a<>+40(SB)/4, $0x42b1999a
-DATA lane42b1999a<>+44(SB)/4, $0x42b1999a
-DATA lane42b1999a<>+48(SB)/4, $0x42b1999a
-DATA lane42b1999a<>+52(SB)/4, $0x42b1999a
-DATA lane42b1999a<>+56(SB)/4, $0x42b1999a
-DATA lane42b1999a<>+60(SB)/4, $0x42b1999a
-GLOBL lane42b1999a<>(SB), RODATA|NOPTR, $64
+GLOBL lane42b1999a<>(SB), RODATA|NOPTR, $32
 
 DATA lane3fb8aa3b<>+0(SB)/4, $0x3fb8aa3b
 DATA lane3fb8aa3b<>+4(SB)/4, $0x3fb8aa3b
@@ -3279,15 +3239,7 @@ DATA lane3fb8aa3b<>+16(SB)/4, $0x3fb8aa3b
 DATA lane3fb8aa3b<>+20(SB)/4, $0x3fb8aa3b
 DATA lane3fb8aa3b<>+24(SB)/4, $0x3fb8aa3b
 DATA lane3fb8aa3b<>+28(SB)/4, $0x3fb8aa3b
-DATA lane3fb8aa3b<>+32(SB)/4, $0x3fb8aa3b
-DATA lane3fb8aa3b<>+36(SB)/4, $0x3fb8aa3b
-DATA lane3fb8aa3b<>+40(SB)/4, $0x3fb8aa3b
-DATA lane3fb8aa3b<>+44(SB)/4, $0x3fb8aa3b
-DATA lane3fb8aa3b<>+48(SB)/4, $0x3fb8aa3b
-DATA lane3fb8aa3b<>+52(SB)/4, $0x3fb8aa3b
-DATA lane3fb8aa3b<>+56(SB)/4, $0x3fb8aa3b
-DATA lane3fb8aa3b<>+60(SB)/4, $0x3fb8aa3b
-GLOBL lane3fb8aa3b<>(SB), RODATA|NOPTR, $64
+GLOBL lane3fb8aa3b<>(SB), RODATA|NOPTR, $32
 
 DATA lane3f318000<>+0(SB)/4, $0x3f318000
 DATA lane3f318000<>+4(SB)/4, $0x3f318000
@@ -3297,15 +3249,7 @@ DATA lane3f318000<>+16(SB)/4, $0x3f318000
 DATA lane3f318000<>+20(SB)/4, $0x3f318000
 DATA lane3f318000<>+24(SB)/4, $0x3f318000
 DATA lane3f318000<>+28(SB)/4, $0x3f318000
-DATA lane3f318000<>+32(SB)/4, $0x3f318000
-DATA lane3f318000<>+36(SB)/4, $0x3f318000
-DATA lane3f318000<>+40(SB)/4, $0x3f318000
-DATA lane3f318000<>+44(SB)/4, $0x3f318000
-DATA lane3f318000<>+48(SB)/4, $0x3f318000
-DATA lane3f318000<>+52(SB)/4, $0x3f318000
-DATA lane3f318000<>+56(SB)/4, $0x3f318000
-DATA lane3f318000<>+60(SB)/4, $0x3f318000
-GLOBL lane3f318000<>(SB), RODATA|NOPTR, $64
+GLOBL lane3f318000<>(SB), RODATA|NOPTR, $32
 
 DATA laneb95e8083<>+0(SB)/4, $0xb95e8083
 DATA laneb95e8083<>+4(SB)/4, $0xb95e8083
@@ -3315,15 +3259,7 @@ DATA laneb95e8083<>+16(SB)/4, $0xb95e8083
 DATA laneb95e8083<>+20(SB)/4, $0xb95e8083
 DATA laneb95e8083<>+24(SB)/4, $0xb95e8083
 DATA laneb95e8083<>+28(SB)/4, $0xb95e8083
-DATA laneb95e8083<>+32(SB)/4, $0xb95e8083
-DATA laneb95e8083<>+36(SB)/4, $0xb95e8083
-DATA laneb95e8083<>+40(SB)/4, $0xb95e8083
-DATA laneb95e8083<>+44(SB)/4, $0xb95e8083
-DATA laneb95e8083<>+48(SB)/4, $0xb95e8083
-DATA laneb95e8083<>+52(SB)/4, $0xb95e8083
-DATA laneb95e8083<>+56(SB)/4, $0xb95e8083
-DATA laneb95e8083<>+60(SB)/4, $0xb95e8083
-GLOBL laneb95e8083<>(SB), RODATA|NOPTR, $64
+GLOBL laneb95e8083<>(SB), RODATA|NOPTR, $32
 
 DATA lane39506967<>+0(SB)/4, $0x39506967
 DATA lane39506967<>+4(SB)/4, $0x39506967
@@ -3333,15 +3269,7 @@ DATA lane39506967<>+16(SB)/4, $0x39506967
 DATA lane39506967<>+20(SB)/4, $0x39506967
 DATA lane39506967<>+24(SB)/4, $0x39506967
 DATA lane39506967<>+28(SB)/4, $0x39506967
-DATA lane39506967<>+32(SB)/4, $0x39506967
-DATA lane39506967<>+36(SB)/4, $0x39506967
-DATA lane39506967<>+40(SB)/4, $0x39506967
-DATA lane39506967<>+44(SB)/4, $0x39506967
-DATA lane39506967<>+48(SB)/4, $0x39506967
-DATA lane39506967<>+52(SB)/4, $0x39506967
-DATA lane39506967<>+56(SB)/4, $0x39506967
-DATA lane39506967<>+60(SB)/4, $0x39506967
-GLOBL lane39506967<>(SB), RODATA|NOPTR, $64
+GLOBL lane39506967<>(SB), RODATA|NOPTR, $32
 
 DATA lane3ab743ce<>+0(SB)/4, $0x3ab743ce
 DATA lane3ab743ce<>+4(SB)/4, $0x3ab743ce
@@ -3351,15 +3279,7 @@ DATA lane3ab743ce<>+16(SB)/4, $0x3ab743ce
 DATA lane3ab743ce<>+20(SB)/4, $0x3ab743ce
 DATA lane3ab743ce<>+24(SB)/4, $0x3ab743ce
 DATA lane3ab743ce<>+28(SB)/4, $0x3ab743ce
-DATA lane3ab743ce<>+32(SB)/4, $0x3ab743ce
-DATA lane3ab743ce<>+36(SB)/4, $0x3ab743ce
-DATA lane3ab743ce<>+40(SB)/4, $0x3ab743ce
-DATA lane3ab743ce<>+44(SB)/4, $0x3ab743ce
-DATA lane3ab743ce<>+48(SB)/4, $0x3ab743ce
-DATA lane3ab743ce<>+52(SB)/4, $0x3ab743ce
-DATA lane3ab743ce<>+56(SB)/4, $0x3ab743ce
-DATA lane3ab743ce<>+60(SB)/4, $0x3ab743ce
-GLOBL lane3ab743ce<>(SB), RODATA|NOPTR, $64
+GLOBL lane3ab743ce<>(SB), RODATA|NOPTR, $32
 
 DATA lane3c088908<>+0(SB)/4, $0x3c088908
 DATA lane3c088908<>+4(SB)/4, $0x3c088908
@@ -3369,15 +3289,7 @@ DATA lane3c088908<>+16(SB)/4, $0x3c088908
 DATA lane3c088908<>+20(SB)/4, $0x3c088908
 DATA lane3c088908<>+24(SB)/4, $0x3c088908
 DATA lane3c088908<>+28(SB)/4, $0x3c088908
-DATA lane3c088908<>+32(SB)/4, $0x3c088908
-DATA lane3c088908<>+36(SB)/4, $0x3c088908
-DATA lane3c088908<>+40(SB)/4, $0x3c088908
-DATA lane3c088908<>+44(SB)/4, $0x3c088908
-DATA lane3c088908<>+48(SB)/4, $0x3c088908
-DATA lane3c088908<>+52(SB)/4, $0x3c088908
-DATA lane3c088908<>+56(SB)/4, $0x3c088908
-DATA lane3c088908<>+60(SB)/4, $0x3c088908
-GLOBL lane3c088908<>(SB), RODATA|NOPTR, $64
+GLOBL lane3c088908<>(SB), RODATA|NOPTR, $32
 
 DATA lane3d2aa9c1<>+0(SB)/4, $0x3d2aa9c1
 DATA lane3d2aa9c1<>+4(SB)/4, $0x3d2aa9c1
@@ -3387,15 +3299,7 @@ DATA lane3d2aa9c1<>+16(SB)/4, $0x3d2aa9c1
 DATA lane3d2aa9c1<>+20(SB)/4, $0x3d2aa9c1
 DATA lane3d2aa9c1<>+24(SB)/4, $0x3d2aa9c1
 DATA lane3d2aa9c1<>+28(SB)/4, $0x3d2aa9c1
-DATA lane3d2aa9c1<>+32(SB)/4, $0x3d2aa9c1
-DATA lane3d2aa9c1<>+36(SB)/4, $0x3d2aa9c1
-DATA lane3d2aa9c1<>+40(SB)/4, $0x3d2aa9c1
-DATA lane3d2aa9c1<>+44(SB)/4, $0x3d2aa9c1
-DATA lane3d2aa9c1<>+48(SB)/4, $0x3d2aa9c1
-DATA lane3d2aa9c1<>+52(SB)/4, $0x3d2aa9c1
-DATA lane3d2aa9c1<>+56(SB)/4, $0x3d2aa9c1
-DATA lane3d2aa9c1<>+60(SB)/4, $0x3d2aa9c1
-GLOBL lane3d2aa9c1<>(SB), RODATA|NOPTR, $64
+GLOBL lane3d2aa9c1<>(SB), RODATA|NOPTR, $32
 
 DATA lane3e2aaaaa<>+0(SB)/4, $0x3e2aaaaa
 DATA lane3e2aaaaa<>+4(SB)/4, $0x3e2aaaaa
@@ -3405,15 +3309,7 @@ DATA lane3e2aaaaa<>+16(SB)/4, $0x3e2aaaaa
 DATA lane3e2aaaaa<>+20(SB)/4, $0x3e2aaaaa
 DATA lane3e2aaaaa<>+24(SB)/4, $0x3e2aaaaa
 DATA lane3e2aaaaa<>+28(SB)/4, $0x3e2aaaaa
-DATA lane3e2aaaaa<>+32(SB)/4, $0x3e2aaaaa
-DATA lane3e2aaaaa<>+36(SB)/4, $0x3e2aaaaa
-DATA lane3e2aaaaa<>+40(SB)/4, $0x3e2aaaaa
-DATA lane3e2aaaaa<>+44(SB)/4, $0x3e2aaaaa
-DATA lane3e2aaaaa<>+48(SB)/4, $0x3e2aaaaa
-DATA lane3e2aaaaa<>+52(SB)/4, $0x3e2aaaaa
-DATA lane3e2aaaaa<>+56(SB)/4, $0x3e2aaaaa
-DATA lane3e2aaaaa<>+60(SB)/4, $0x3e2aaaaa
-GLOBL lane3e2aaaaa<>(SB), RODATA|NOPTR, $64
+GLOBL lane3e2aaaaa<>(SB), RODATA|NOPTR, $32
 
 DATA lane3f000000<>+0(SB)/4, $0x3f000000
 DATA lane3f000000<>+4(SB)/4, $0x3f000000
@@ -3423,15 +3319,7 @@ DATA lane3f000000<>+16(SB)/4, $0x3f000000
 DATA lane3f000000<>+20(SB)/4, $0x3f000000
 DATA lane3f000000<>+24(SB)/4, $0x3f000000
 DATA lane3f000000<>+28(SB)/4, $0x3f000000
-DATA lane3f000000<>+32(SB)/4, $0x3f000000
-DATA lane3f000000<>+36(SB)/4, $0x3f000000
-DATA lane3f000000<>+40(SB)/4, $0x3f000000
-DATA lane3f000000<>+44(SB)/4, $0x3f000000
-DATA lane3f000000<>+48(SB)/4, $0x3f000000
-DATA lane3f000000<>+52(SB)/4, $0x3f000000
-DATA lane3f000000<>+56(SB)/4, $0x3f000000
-DATA lane3f000000<>+60(SB)/4, $0x3f000000
-GLOBL lane3f000000<>(SB), RODATA|NOPTR, $64
+GLOBL lane3f000000<>(SB), RODATA|NOPTR, $32
 
 DATA lane0000007f<>+0(SB)/4, $0x0000007f
 DATA lane0000007f<>+4(SB)/4, $0x0000007f
@@ -3441,15 +3329,7 @@ DATA lane0000007f<>+16(SB)/4, $0x0000007f
 DATA lane0000007f<>+20(SB)/4, $0x0000007f
 DATA lane0000007f<>+24(SB)/4, $0x0000007f
 DATA lane0000007f<>+28(SB)/4, $0x0000007f
-DATA lane0000007f<>+32(SB)/4, $0x0000007f
-DATA lane0000007f<>+36(SB)/4, $0x0000007f
-DATA lane0000007f<>+40(SB)/4, $0x0000007f
-DATA lane0000007f<>+44(SB)/4, $0x0000007f
-DATA lane0000007f<>+48(SB)/4, $0x0000007f
-DATA lane0000007f<>+52(SB)/4, $0x0000007f
-DATA lane0000007f<>+56(SB)/4, $0x0000007f
-DATA lane0000007f<>+60(SB)/4, $0x0000007f
-GLOBL lane0000007f<>(SB), RODATA|NOPTR, $64
+GLOBL lane0000007f<>(SB), RODATA|NOPTR, $32
 
 // func logAVX2(dst []float32, x []float32)
 // Requires: AVX, AVX2, FMA3
@@ -3580,15 +3460,7 @@ DATA lane00800000<>+16(SB)/4, $0x00800000
 DATA lane00800000<>+20(SB)/4, $0x00800000
 DATA lane00800000<>+24(SB)/4, $0x00800000
 DATA lane00800000<>+28(SB)/4, $0x00800000
-DATA lane00800000<>+32(SB)/4, $0x00800000
-DATA lane00800000<>+36(SB)/4, $0x00800000
-DATA lane00800000<>+40(SB)/4, $0x00800000
-DATA lane00800000<>+44(SB)/4, $0x00800000
-DATA lane00800000<>+48(SB)/4, $0x00800000
-DATA lane00800000<>+52(SB)/4, $0x00800000
-DATA lane00800000<>+56(SB)/4, $0x00800000
-DATA lane00800000<>+60(SB)/4, $0x00800000
-GLOBL lane00800000<>(SB), RODATA|NOPTR, $64
+GLOBL lane00800000<>(SB), RODATA|NOPTR, $32
 
 DATA lane4b000000<>+0(SB)/4, $0x4b000000
 DATA lane4b000000<>+4(SB)/4, $0x4b000000
@@ -3598,15 +3470,7 @@ DATA lane4b000000<>+16(SB)/4, $0x4b000000
 DATA lane4b000000<>+20(SB)/4, $0x4b000000
 DATA lane4b000000<>+24(SB)/4, $0x4b000000
 DATA lane4b000000<>+28(SB)/4, $0x4b000000
-DATA lane4b000000<>+32(SB)/4, $0x4b000000
-DATA lane4b000000<>+36(SB)/4, $0x4b000000
-DATA lane4b000000<>+40(SB)/4, $0x4b000000
-DATA lane4b000000<>+44(SB)/4, $0x4b000000
-DATA lane4b000000<>+48(SB)/4, $0x4b000000
-DATA lane4b000000<>+52(SB)/4, $0x4b000000
-DATA lane4b000000<>+56(SB)/4, $0x4b000000
-DATA lane4b000000<>+60(SB)/4, $0x4b000000
-GLOBL lane4b000000<>(SB), RODATA|NOPTR, $64
+GLOBL lane4b000000<>(SB), RODATA|NOPTR, $32
 
 DATA lane0000007e<>+0(SB)/4, $0x0000007e
 DATA lane0000007e<>+4(SB)/4, $0x0000007e
@@ -3616,15 +3480,7 @@ DATA lane0000007e<>+16(SB)/4, $0x0000007e
 DATA lane0000007e<>+20(SB)/4, $0x0000007e
 DATA lane0000007e<>+24(SB)/4, $0x0000007e
 DATA lane0000007e<>+28(SB)/4, $0x0000007e
-DATA lane0000007e<>+32(SB)/4, $0x0000007e
-DATA lane0000007e<>+36(SB)/4, $0x0000007e
-DATA lane0000007e<>+40(SB)/4, $0x0000007e
-DATA lane0000007e<>+44(SB)/4, $0x0000007e
-DATA lane0000007e<>+48(SB)/4, $0x0000007e
-DATA lane0000007e<>+52(SB)/4, $0x0000007e
-DATA lane0000007e<>+56(SB)/4, $0x0000007e
-DATA lane0000007e<>+60(SB)/4, $0x0000007e
-GLOBL lane0000007e<>(SB), RODATA|NOPTR, $64
+GLOBL lane0000007e<>(SB), RODATA|NOPTR, $32
 
 DATA lane41b80000<>+0(SB)/4, $0x41b80000
 DATA lane41b80000<>+4(SB)/4, $0x41b80000
@@ -3634,15 +3490,7 @@ DATA lane41b80000<>+16(SB)/4, $0x41b80000
 DATA lane41b80000<>+20(SB)/4, $0x41b80000
 DATA lane41b80000<>+24(SB)/4, $0x41b80000
 DATA lane41b80000<>+28(SB)/4, $0x41b80000
-DATA lane41b80000<>+32(SB)/4, $0x41b80000
-DATA lane41b80000<>+36(SB)/4, $0x41b80000
-DATA lane41b80000<>+40(SB)/4, $0x41b80000
-DATA lane41b80000<>+44(SB)/4, $0x41b80000
-DATA lane41b80000<>+48(SB)/4, $0x41b80000
-DATA lane41b80000<>+52(SB)/4, $0x41b80000
-DATA lane41b80000<>+56(SB)/4, $0x41b80000
-DATA lane41b80000<>+60(SB)/4, $0x41b80000
-GLOBL lane41b80000<>(SB), RODATA|NOPTR, $64
+GLOBL lane41b80000<>(SB), RODATA|NOPTR, $32
 
 DATA lane007fffff<>+0(SB)/4, $0x007fffff
 DATA lane007fffff<>+4(SB)/4, $0x007fffff
@@ -3652,15 +3500,7 @@ DATA lane007fffff<>+16(SB)/4, $0x007fffff
 DATA lane007fffff<>+20(SB)/4, $0x007fffff
 DATA lane007fffff<>+24(SB)/4, $0x007fffff
 DATA lane007fffff<>+28(SB)/4, $0x007fffff
-DATA lane007fffff<>+32(SB)/4, $0x007fffff
-DATA lane007fffff<>+36(SB)/4, $0x007fffff
-DATA lane007fffff<>+40(SB)/4, $0x007fffff
-DATA lane007fffff<>+44(SB)/4, $0x007fffff
-DATA lane007fffff<>+48(SB)/4, $0x007fffff
-DATA lane007fffff<>+52(SB)/4, $0x007fffff
-DATA lane007fffff<>+56(SB)/4, $0x007fffff
-DATA lane007fffff<>+60(SB)/4, $0x007fffff
-GLOBL lane007fffff<>(SB), RODATA|NOPTR, $64
+GLOBL lane007fffff<>(SB), RODATA|NOPTR, $32
 
 DATA lane3f3504f3<>+0(SB)/4, $0x3f3504f3
 DATA lane3f3504f3<>+4(SB)/4, $0x3f3504f3
@@ -3670,15 +3510,7 @@ DATA lane3f3504f3<>+16(SB)/4, $0x3f3504f3
 DATA lane3f3504f3<>+20(SB)/4, $0x3f3504f3
 DATA lane3f3504f3<>+24(SB)/4, $0x3f3504f3
 DATA lane3f3504f3<>+28(SB)/4, $0x3f3504f3
-DATA lane3f3504f3<>+32(SB)/4, $0x3f3504f3
-DATA lane3f3504f3<>+36(SB)/4, $0x3f3504f3
-DATA lane3f3504f3<>+40(SB)/4, $0x3f3504f3
-DATA lane3f3504f3<>+44(SB)/4, $0x3f3504f3
-DATA lane3f3504f3<>+48(SB)/4, $0x3f3504f3
-DATA lane3f3504f3<>+52(SB)/4, $0x3f3504f3
-DATA lane3f3504f3<>+56(SB)/4, $0x3f3504f3
-DATA lane3f3504f3<>+60(SB)/4, $0x3f3504f3
-GLOBL lane3f3504f3<>(SB), RODATA|NOPTR, $64
+GLOBL lane3f3504f3<>(SB), RODATA|NOPTR, $32
 
 DATA lane3d9021bb<>+0(SB)/4, $0x3d9021bb
 DATA lane3d9021bb<>+4(SB)/4, $0x3d9021bb
@@ -3688,15 +3520,7 @@ DATA lane3d9021bb<>+16(SB)/4, $0x3d9021bb
 DATA lane3d9021bb<>+20(SB)/4, $0x3d9021bb
 DATA lane3d9021bb<>+24(SB)/4, $0x3d9021bb
 DATA lane3d9021bb<>+28(SB)/4, $0x3d9021bb
-DATA lane3d9021bb<>+32(SB)/4, $0x3d9021bb
-DATA lane3d9021bb<>+36(SB)/4, $0x3d9021bb
-DATA lane3d9021bb<>+40(SB)/4, $0x3d9021bb
-DATA lane3d9021bb<>+44(SB)/4, $0x3d9021bb
-DATA lane3d9021bb<>+48(SB)/4, $0x3d9021bb
-DATA lane3d9021bb<>+52(SB)/4, $0x3d9021bb
-DATA lane3d9021bb<>+56(SB)/4, $0x3d9021bb
-DATA lane3d9021bb<>+60(SB)/4, $0x3d9021bb
-GLOBL lane3d9021bb<>(SB), RODATA|NOPTR, $64
+GLOBL lane3d9021bb<>(SB), RODATA|NOPTR, $32
 
 DATA lanebdebd1b8<>+0(SB)/4, $0xbdebd1b8
 DATA lanebdebd1b8<>+4(SB)/4, $0xbdebd1b8
@@ -3706,15 +3530,7 @@ DATA lanebdebd1b8<>+16(SB)/4, $0xbdebd1b8
 DATA lanebdebd1b8<>+20(SB)/4, $0xbdebd1b8
 DATA lanebdebd1b8<>+24(SB)/4, $0xbdebd1b8
 DATA lanebdebd1b8<>+28(SB)/4, $0xbdebd1b8
-DATA lanebdebd1b8<>+32(SB)/4, $0xbdebd1b8
-DATA lanebdebd1b8<>+36(SB)/4, $0xbdebd1b8
-DATA lanebdebd1b8<>+40(SB)/4, $0xbdebd1b8
-DATA lanebdebd1b8<>+44(SB)/4, $0xbdebd1b8
-DATA lanebdebd1b8<>+48(SB)/4, $0xbdebd1b8
-DATA lanebdebd1b8<>+52(SB)/4, $0xbdebd1b8
-DATA lanebdebd1b8<>+56(SB)/4, $0xbdebd1b8
-DATA lanebdebd1b8<>+60(SB)/4, $0xbdebd1b8
-GLOBL lanebdebd1b8<>(SB), RODATA|NOPTR, $64
+GLOBL lanebdebd1b8<>(SB), RODATA|NOPTR, $32
 
 DATA lane3def251a<>+0(SB)/4, $0x3def251a
 DATA lane3def251a<>+4(SB)/4, $0x3def251a
@@ -3724,15 +3540,7 @@ DATA lane3def251a<>+16(SB)/4, $0x3def251a
 DATA lane3def251a<>+20(SB)/4, $0x3def251a
 DATA lane3def251a<>+24(SB)/4, $0x3def251a
 DATA lane3def251a<>+28(SB)/4, $0x3def251a
-DATA lane3def251a<>+32(SB)/4, $0x3def251a
-DATA lane3def251a<>+36(SB)/4, $0x3def251a
-DATA lane3def251a<>+40(SB)/4, $0x3def251a
-DATA lane3def251a<>+44(SB)/4, $0x3def251a
-DATA lane3def251a<>+48(SB)/4, $0x3def251a
-DATA lane3def251a<>+52(SB)/4, $0x3def251a
-DATA lane3def251a<>+56(SB)/4, $0x3def251a
-DATA lane3def251a<>+60(SB)/4, $0x3def251a
-GLOBL lane3def251a<>(SB), RODATA|NOPTR, $64
+GLOBL lane3def251a<>(SB), RODATA|NOPTR, $32
 
 DATA lanebdfe5d4f<>+0(SB)/4, $0xbdfe5d4f
 DATA lanebdfe5d4f<>+4(SB)/4, $0xbdfe5d4f
@@ -3742,15 +3550,7 @@ DATA lanebdfe5d4f<>+16(SB)/4, $0xbdfe5d4f
 DATA lanebdfe5d4f<>+20(SB)/4, $0xbdfe5d4f
 DATA lanebdfe5d4f<>+24(SB)/4, $0xbdfe5d4f
 DATA lanebdfe5d4f<>+28(SB)/4, $0xbdfe5d4f
-DATA lanebdfe5d4f<>+32(SB)/4, $0xbdfe5d4f
-DATA lanebdfe5d4f<>+36(SB)/4, $0xbdfe5d4f
-DATA lanebdfe5d4f<>+40(SB)/4, $0xbdfe5d4f
-DATA lanebdfe5d4f<>+44(SB)/4, $0xbdfe5d4f
-DATA lanebdfe5d4f<>+48(SB)/4, $0xbdfe5d4f
-DATA lanebdfe5d4f<>+52(SB)/4, $0xbdfe5d4f
-DATA lanebdfe5d4f<>+56(SB)/4, $0xbdfe5d4f
-DATA lanebdfe5d4f<>+60(SB)/4, $0xbdfe5d4f
-GLOBL lanebdfe5d4f<>(SB), RODATA|NOPTR, $64
+GLOBL lanebdfe5d4f<>(SB), RODATA|NOPTR, $32
 
 DATA lane3e11e9bf<>+0(SB)/4, $0x3e11e9bf
 DATA lane3e11e9bf<>+4(SB)/4, $0x3e11e9bf
@@ -3760,15 +3560,7 @@ DATA lane3e11e9bf<>+16(SB)/4, $0x3e11e9bf
 DATA lane3e11e9bf<>+20(SB)/4, $0x3e11e9bf
 DATA lane3e11e9bf<>+24(SB)/4, $0x3e11e9bf
 DATA lane3e11e9bf<>+28(SB)/4, $0x3e11e9bf
-DATA lane3e11e9bf<>+32(SB)/4, $0x3e11e9bf
-DATA lane3e11e9bf<>+36(SB)/4, $0x3e11e9bf
-DATA lane3e11e9bf<>+40(SB)/4, $0x3e11e9bf
-DATA lane3e11e9bf<>+44(SB)/4, $0x3e11e9bf
-DATA lane3e11e9bf<>+48(SB)/4, $0x3e11e9bf
-DATA lane3e11e9bf<>+52(SB)/4, $0x3e11e9bf
-DATA lane3e11e9bf<>+56(SB)/4, $0x3e11e9bf
-DATA lane3e11e9bf<>+60(SB)/4, $0x3e11e9bf
-GLOBL lane3e11e9bf<>(SB), RODATA|NOPTR, $64
+GLOBL lane3e11e9bf<>(SB), RODATA|NOPTR, $32
 
 DATA lanebe2aae50<>+0(SB)/4, $0xbe2aae50
 DATA lanebe2aae50<>+4(SB)/4, $0xbe2aae50
@@ -3778,15 +3570,7 @@ DATA lanebe2aae50<>+16(SB)/4, $0xbe2aae50
 DATA lanebe2aae50<>+20(SB)/4, $0xbe2aae50
 DATA lanebe2aae50<>+24(SB)/4, $0xbe2aae50
 DATA lanebe2aae50<>+28(SB)/4, $0xbe2aae50
-DATA lanebe2aae50<>+32(SB)/4, $0xbe2aae50
-DATA lanebe2aae50<>+36(SB)/4, $0xbe2aae50
-DATA lanebe2aae50<>+40(SB)/4, $0xbe2aae50
-DATA lanebe2aae50<>+44(SB)/4, $0xbe2aae50
-DATA lanebe2aae50<>+48(SB)/4, $0xbe2aae50
-DATA lanebe2aae50<>+52(SB)/4, $0xbe2aae50
-DATA lanebe2aae50<>+56(SB)/4, $0xbe2aae50
-DATA lanebe2aae50<>+60(SB)/4, $0xbe2aae50
-GLOBL lanebe2aae50<>(SB), RODATA|NOPTR, $64
+GLOBL lanebe2aae50<>(SB), RODATA|NOPTR, $32
 
 DATA lane3e4cceac<>+0(SB)/4, $0x3e4cceac
 DATA lane3e4cceac<>+4(SB)/4, $0x3e4cceac
@@ -3796,15 +3580,7 @@ DATA lane3e4cceac<>+16(SB)/4, $0x3e4cceac
 DATA lane3e4cceac<>+20(SB)/4, $0x3e4cceac
 DATA lane3e4cceac<>+24(SB)/4, $0x3e4cceac
 DATA lane3e4cceac<>+28(SB)/4, $0x3e4cceac
-DATA lane3e4cceac<>+32(SB)/4, $0x3e4cceac
-DATA lane3e4cceac<>+36(SB)/4, $0x3e4cceac
-DATA lane3e4cceac<>+40(SB)/4, $0x3e4cceac
-DATA lane3e4cceac<>+44(SB)/4, $0x3e4cceac
-DATA lane3e4cceac<>+48(SB)/4, $0x3e4cceac
-DATA lane3e4cceac<>+52(SB)/4, $0x3e4cceac
-DATA lane3e4cceac<>+56(SB)/4, $0x3e4cceac
-DATA lane3e4cceac<>+60(SB)/4, $0x3e4cceac
-GLOBL lane3e4cceac<>(SB), RODATA|NOPTR, $64
+GLOBL lane3e4cceac<>(SB), RODATA|NOPTR, $32
 
 DATA lanebe7ffffc<>+0(SB)/4, $0xbe7ffffc
 DATA lanebe7ffffc<>+4(SB)/4, $0xbe7ffffc
@@ -3814,15 +3590,7 @@ DATA lanebe7ffffc<>+16(SB)/4, $0xbe7ffffc
 DATA lanebe7ffffc<>+20(SB)/4, $0xbe7ffffc
 DATA lanebe7ffffc<>+24(SB)/4, $0xbe7ffffc
 DATA lanebe7ffffc<>+28(SB)/4, $0xbe7ffffc
-DATA lanebe7ffffc<>+32(SB)/4, $0xbe7ffffc
-DATA lanebe7ffffc<>+36(SB)/4, $0xbe7ffffc
-DATA lanebe7ffffc<>+40(SB)/4, $0xbe7ffffc
-DATA lanebe7ffffc<>+44(SB)/4, $0xbe7ffffc
-DATA lanebe7ffffc<>+48(SB)/4, $0xbe7ffffc
-DATA lanebe7ffffc<>+52(SB)/4, $0xbe7ffffc
-DATA lanebe7ffffc<>+56(SB)/4, $0xbe7ffffc
-DATA lanebe7ffffc<>+60(SB)/4, $0xbe7ffffc
-GLOBL lanebe7ffffc<>(SB), RODATA|NOPTR, $64
+GLOBL lanebe7ffffc<>(SB), RODATA|NOPTR, $32
 
 DATA lane3eaaaaaa<>+0(SB)/4, $0x3eaaaaaa
 DATA lane3eaaaaaa<>+4(SB)/4, $0x3eaaaaaa
@@ -3832,15 +3600,7 @@ DATA lane3eaaaaaa<>+16(SB)/4, $0x3eaaaaaa
 DATA lane3eaaaaaa<>+20(SB)/4, $0x3eaaaaaa
 DATA lane3eaaaaaa<>+24(SB)/4, $0x3eaaaaaa
 DATA lane3eaaaaaa<>+28(SB)/4, $0x3eaaaaaa
-DATA lane3eaaaaaa<>+32(SB)/4, $0x3eaaaaaa
-DATA lane3eaaaaaa<>+36(SB)/4, $0x3eaaaaaa
-DATA lane3eaaaaaa<>+40(SB)/4, $0x3eaaaaaa
-DATA lane3eaaaaaa<>+44(SB)/4, $0x3eaaaaaa
-DATA lane3eaaaaaa<>+48(SB)/4, $0x3eaaaaaa
-DATA lane3eaaaaaa<>+52(SB)/4, $0x3eaaaaaa
-DATA lane3eaaaaaa<>+56(SB)/4, $0x3eaaaaaa
-DATA lane3eaaaaaa<>+60(SB)/4, $0x3eaaaaaa
-GLOBL lane3eaaaaaa<>(SB), RODATA|NOPTR, $64
+GLOBL lane3eaaaaaa<>(SB), RODATA|NOPTR, $32
 
 DATA lanebf000000<>+0(SB)/4, $0xbf000000
 DATA lanebf000000<>+4(SB)/4, $0xbf000000
@@ -3850,15 +3610,7 @@ DATA lanebf000000<>+16(SB)/4, $0xbf000000
 DATA lanebf000000<>+20(SB)/4, $0xbf000000
 DATA lanebf000000<>+24(SB)/4, $0xbf000000
 DATA lanebf000000<>+28(SB)/4, $0xbf000000
-DATA lanebf000000<>+32(SB)/4, $0xbf000000
-DATA lanebf000000<>+36(SB)/4, $0xbf000000
-DATA lanebf000000<>+40(SB)/4, $0xbf000000
-DATA lanebf000000<>+44(SB)/4, $0xbf000000
-DATA lanebf000000<>+48(SB)/4, $0xbf000000
-DATA lanebf000000<>+52(SB)/4, $0xbf000000
-DATA lanebf000000<>+56(SB)/4, $0xbf000000
-DATA lanebf000000<>+60(SB)/4, $0xbf000000
-GLOBL lanebf000000<>(SB), RODATA|NOPTR, $64
+GLOBL lanebf000000<>(SB), RODATA|NOPTR, $32
 
 DATA lane7fc00000<>+0(SB)/4, $0x7fc00000
 DATA lane7fc00000<>+4(SB)/4, $0x7fc00000
@@ -3868,15 +3620,7 @@ DATA lane7fc00000<>+16(SB)/4, $0x7fc00000
 DATA lane7fc00000<>+20(SB)/4, $0x7fc00000
 DATA lane7fc00000<>+24(SB)/4, $0x7fc00000
 DATA lane7fc00000<>+28(SB)/4, $0x7fc00000
-DATA lane7fc00000<>+32(SB)/4, $0x7fc00000
-DATA lane7fc00000<>+36(SB)/4, $0x7fc00000
-DATA lane7fc00000<>+40(SB)/4, $0x7fc00000
-DATA lane7fc00000<>+44(SB)/4, $0x7fc00000
-DATA lane7fc00000<>+48(SB)/4, $0x7fc00000
-DATA lane7fc00000<>+52(SB)/4, $0x7fc00000
-DATA lane7fc00000<>+56(SB)/4, $0x7fc00000
-DATA lane7fc00000<>+60(SB)/4, $0x7fc00000
-GLOBL lane7fc00000<>(SB), RODATA|NOPTR, $64
+GLOBL lane7fc00000<>(SB), RODATA|NOPTR, $32
 
 DATA laneff800000<>+0(SB)/4, $0xff800000
 DATA laneff800000<>+4(SB)/4, $0xff800000
@@ -3886,15 +3630,7 @@ DATA laneff800000<>+16(SB)/4, $0xff800000
 DATA laneff800000<>+20(SB)/4, $0xff800000
 DATA laneff800000<>+24(SB)/4, $0xff800000
 DATA laneff800000<>+28(SB)/4, $0xff800000
-DATA laneff800000<>+32(SB)/4, $0xff800000
-DATA laneff800000<>+36(SB)/4, $0xff800000
-DATA laneff800000<>+40(SB)/4, $0xff800000
-DATA laneff800000<>+44(SB)/4, $0xff800000
-DATA laneff800000<>+48(SB)/4, $0xff800000
-DATA laneff800000<>+52(SB)/4, $0xff800000
-DATA laneff800000<>+56(SB)/4, $0xff800000
-DATA laneff800000<>+60(SB)/4, $0xff800000
-GLOBL laneff800000<>(SB), RODATA|NOPTR, $64
+GLOBL laneff800000<>(SB), RODATA|NOPTR, $32
 
 DATA lane7f800000<>+0(SB)/4, $0x7f800000
 DATA lane7f800000<>+4(SB)/4, $0x7f800000
@@ -3904,15 +3640,7 @@ DATA lane7f800000<>+16(SB)/4, $0x7f800000
 DATA lane7f800000<>+20(SB)/4, $0x7f800000
 DATA lane7f800000<>+24(SB)/4, $0x7f800000
 DATA lane7f800000<>+28(SB)/4, $0x7f800000
-DATA lane7f800000<>+32(SB)/4, $0x7f800000
-DATA lane7f800000<>+36(SB)/4, $0x7f800000
-DATA lane7f800000<>+40(SB)/4, $0x7f800000
-DATA lane7f800000<>+44(SB)/4, $0x7f800000
-DATA lane7f800000<>+48(SB)/4, $0x7f800000
-DATA lane7f800000<>+52(SB)/4, $0x7f800000
-DATA lane7f800000<>+56(SB)/4, $0x7f800000
-DATA lane7f800000<>+60(SB)/4, $0x7f800000
-GLOBL lane7f800000<>(SB), RODATA|NOPTR, $64
+GLOBL lane7f800000<>(SB), RODATA|NOPTR, $32
 
 // func tanhAVX2(dst []float32, x []float32)
 // Requires: AVX, FMA3
@@ -4076,15 +3804,7 @@ DATA lanec0fcf84f<>+16(SB)/4, $0xc0fcf84f
 DATA lanec0fcf84f<>+20(SB)/4, $0xc0fcf84f
 DATA lanec0fcf84f<>+24(SB)/4, $0xc0fcf84f
 DATA lanec0fcf84f<>+28(SB)/4, $0xc0fcf84f
-DATA lanec0fcf84f<>+32(SB)/4, $0xc0fcf84f
-DATA lanec0fcf84f<>+36(SB)/4, $0xc0fcf84f
-DATA lanec0fcf84f<>+40(SB)/4, $0xc0fcf84f
-DATA lanec0fcf84f<>+44(SB)/4, $0xc0fcf84f
-DATA lanec0fcf84f<>+48(SB)/4, $0xc0fcf84f
-DATA lanec0fcf84f<>+52(SB)/4, $0xc0fcf84f
-DATA lanec0fcf84f<>+56(SB)/4, $0xc0fcf84f
-DATA lanec0fcf84f<>+60(SB)/4, $0xc0fcf84f
-GLOBL lanec0fcf84f<>(SB), RODATA|NOPTR, $64
+GLOBL lanec0fcf84f<>(SB), RODATA|NOPTR, $32
 
 DATA lane40fcf84f<>+0(SB)/4, $0x40fcf84f
 DATA lane40fcf84f<>+4(SB)/4, $0x40fcf84f
@@ -4094,15 +3814,7 @@ DATA lane40fcf84f<>+16(SB)/4, $0x40fcf84f
 DATA lane40fcf84f<>+20(SB)/4, $0x40fcf84f
 DATA lane40fcf84f<>+24(SB)/4, $0x40fcf84f
 DATA lane40fcf84f<>+28(SB)/4, $0x40fcf84f
-DATA lane40fcf84f<>+32(SB)/4, $0x40fcf84f
-DATA lane40fcf84f<>+36(SB)/4, $0x40fcf84f
-DATA lane40fcf84f<>+40(SB)/4, $0x40fcf84f
-DATA lane40fcf84f<>+44(SB)/4, $0x40fcf84f
-DATA lane40fcf84f<>+48(SB)/4, $0x40fcf84f
-DATA lane40fcf84f<>+52(SB)/4, $0x40fcf84f
-DATA lane40fcf84f<>+56(SB)/4, $0x40fcf84f
-DATA lane40fcf84f<>+60(SB)/4, $0x40fcf84f
-GLOBL lane40fcf84f<>(SB), RODATA|NOPTR, $64
+GLOBL lane40fcf84f<>(SB), RODATA|NOPTR, $32
 
 DATA lanea59f25c0<>+0(SB)/4, $0xa59f25c0
 DATA lanea59f25c0<>+4(SB)/4, $0xa59f25c0
@@ -4112,15 +3824,7 @@ DATA lanea59f25c0<>+16(SB)/4, $0xa59f25c0
 DATA lanea59f25c0<>+20(SB)/4, $0xa59f25c0
 DATA lanea59f25c0<>+24(SB)/4, $0xa59f25c0
 DATA lanea59f25c0<>+28(SB)/4, $0xa59f25c0
-DATA lanea59f25c0<>+32(SB)/4, $0xa59f25c0
-DATA lanea59f25c0<>+36(SB)/4, $0xa59f25c0
-DATA lanea59f25c0<>+40(SB)/4, $0xa59f25c0
-DATA lanea59f25c0<>+44(SB)/4, $0xa59f25c0
-DATA lanea59f25c0<>+48(SB)/4, $0xa59f25c0
-DATA lanea59f25c0<>+52(SB)/4, $0xa59f25c0
-DATA lanea59f25c0<>+56(SB)/4, $0xa59f25c0
-DATA lanea59f25c0<>+60(SB)/4, $0xa59f25c0
-GLOBL lanea59f25c0<>(SB), RODATA|NOPTR, $64
+GLOBL lanea59f25c0<>(SB), RODATA|NOPTR, $32
 
 DATA lane2a61337e<>+0(SB)/4, $0x2a61337e
 DATA lane2a61337e<>+4(SB)/4, $0x2a61337e
@@ -4130,15 +3834,7 @@ DATA lane2a61337e<>+16(SB)/4, $0x2a61337e
 DATA lane2a61337e<>+20(SB)/4, $0x2a61337e
 DATA lane2a61337e<>+24(SB)/4, $0x2a61337e
 DATA lane2a61337e<>+28(SB)/4, $0x2a61337e
-DATA lane2a61337e<>+32(SB)/4, $0x2a61337e
-DATA lane2a61337e<>+36(SB)/4, $0x2a61337e
-DATA lane2a61337e<>+40(SB)/4, $0x2a61337e
-DATA lane2a61337e<>+44(SB)/4, $0x2a61337e
-DATA lane2a61337e<>+48(SB)/4, $0x2a61337e
-DATA lane2a61337e<>+52(SB)/4, $0x2a61337e
-DATA lane2a61337e<>+56(SB)/4, $0x2a61337e
-DATA lane2a61337e<>+60(SB)/4, $0x2a61337e
-GLOBL lane2a61337e<>(SB), RODATA|NOPTR, $64
+GLOBL lane2a61337e<>(SB), RODATA|NOPTR, $32
 
 DATA laneaebd37ff<>+0(SB)/4, $0xaebd37ff
 DATA laneaebd37ff<>+4(SB)/4, $0xaebd37ff
@@ -4148,15 +3844,7 @@ DATA laneaebd37ff<>+16(SB)/4, $0xaebd37ff
 DATA laneaebd37ff<>+20(SB)/4, $0xaebd37ff
 DATA laneaebd37ff<>+24(SB)/4, $0xaebd37ff
 DATA laneaebd37ff<>+28(SB)/4, $0xaebd37ff
-DATA laneaebd37ff<>+32(SB)/4, $0xaebd37ff
-DATA laneaebd37ff<>+36(SB)/4, $0xaebd37ff
-DATA laneaebd37ff<>+40(SB)/4, $0xaebd37ff
-DATA laneaebd37ff<>+44(SB)/4, $0xaebd37ff
-DATA laneaebd37ff<>+48(SB)/4, $0xaebd37ff
-DATA laneaebd37ff<>+52(SB)/4, $0xaebd37ff
-DATA laneaebd37ff<>+56(SB)/4, $0xaebd37ff
-DATA laneaebd37ff<>+60(SB)/4, $0xaebd37ff
-GLOBL laneaebd37ff<>(SB), RODATA|NOPTR, $64
+GLOBL laneaebd37ff<>(SB), RODATA|NOPTR, $32
 
 DATA lane335c0041<>+0(SB)/4, $0x335c0041
 DATA lane335c0041<>+4(SB)/4, $0x335c0041
@@ -4166,15 +3854,7 @@ DATA lane335c0041<>+16(SB)/4, $0x335c0041
 DATA lane335c0041<>+20(SB)/4, $0x335c0041
 DATA lane335c0041<>+24(SB)/4, $0x335c0041
 DATA lane335c0041<>+28(SB)/4, $0x335c0041
-DATA lane335c0041<>+32(SB)/4, $0x335c0041
-DATA lane335c0041<>+36(SB)/4, $0x335c0041
-DATA lane335c0041<>+40(SB)/4, $0x335c0041
-DATA lane335c0041<>+44(SB)/4, $0x335c0041
-DATA lane335c0041<>+48(SB)/4, $0x335c0041
-DATA lane335c0041<>+52(SB)/4, $0x335c0041
-DATA lane335c0041<>+56(SB)/4, $0x335c0041
-DATA lane335c0041<>+60(SB)/4, $0x335c0041
-GLOBL lane335c0041<>(SB), RODATA|NOPTR, $64
+GLOBL lane335c0041<>(SB), RODATA|NOPTR, $32
 
 DATA lane3779434a<>+0(SB)/4, $0x3779434a
 DATA lane3779434a<>+4(SB)/4, $0x3779434a
@@ -4184,15 +3864,7 @@ DATA lane3779434a<>+16(SB)/4, $0x3779434a
 DATA lane3779434a<>+20(SB)/4, $0x3779434a
 DATA lane3779434a<>+24(SB)/4, $0x3779434a
 DATA lane3779434a<>+28(SB)/4, $0x3779434a
-DATA lane3779434a<>+32(SB)/4, $0x3779434a
-DATA lane3779434a<>+36(SB)/4, $0x3779434a
-DATA lane3779434a<>+40(SB)/4, $0x3779434a
-DATA lane3779434a<>+44(SB)/4, $0x3779434a
-DATA lane3779434a<>+48(SB)/4, $0x3779434a
-DATA lane3779434a<>+52(SB)/4, $0x3779434a
-DATA lane3779434a<>+56(SB)/4, $0x3779434a
-DATA lane3779434a<>+60(SB)/4, $0x3779434a
-GLOBL lane3779434a<>(SB), RODATA|NOPTR, $64
+GLOBL lane3779434a<>(SB), RODATA|NOPTR, $32
 
 DATA lane3a270ded<>+0(SB)/4, $0x3a270ded
 DATA lane3a270ded<>+4(SB)/4, $0x3a270ded
@@ -4202,15 +3874,7 @@ DATA lane3a270ded<>+16(SB)/4, $0x3a270ded
 DATA lane3a270ded<>+20(SB)/4, $0x3a270ded
 DATA lane3a270ded<>+24(SB)/4, $0x3a270ded
 DATA lane3a270ded<>+28(SB)/4, $0x3a270ded
-DATA lane3a270ded<>+32(SB)/4, $0x3a270ded
-DATA lane3a270ded<>+36(SB)/4, $0x3a270ded
-DATA lane3a270ded<>+40(SB)/4, $0x3a270ded
-DATA lane3a270ded<>+44(SB)/4, $0x3a270ded
-DATA lane3a270ded<>+48(SB)/4, $0x3a270ded
-DATA lane3a270ded<>+52(SB)/4, $0x3a270ded
-DATA lane3a270ded<>+56(SB)/4, $0x3a270ded
-DATA lane3a270ded<>+60(SB)/4, $0x3a270ded
-GLOBL lane3a270ded<>(SB), RODATA|NOPTR, $64
+GLOBL lane3a270ded<>(SB), RODATA|NOPTR, $32
 
 DATA lane3ba059dc<>+0(SB)/4, $0x3ba059dc
 DATA lane3ba059dc<>+4(SB)/4, $0x3ba059dc
@@ -4220,15 +3884,7 @@ DATA lane3ba059dc<>+16(SB)/4, $0x3ba059dc
 DATA lane3ba059dc<>+20(SB)/4, $0x3ba059dc
 DATA lane3ba059dc<>+24(SB)/4, $0x3ba059dc
 DATA lane3ba059dc<>+28(SB)/4, $0x3ba059dc
-DATA lane3ba059dc<>+32(SB)/4, $0x3ba059dc
-DATA lane3ba059dc<>+36(SB)/4, $0x3ba059dc
-DATA lane3ba059dc<>+40(SB)/4, $0x3ba059dc
-DATA lane3ba059dc<>+44(SB)/4, $0x3ba059dc
-DATA lane3ba059dc<>+48(SB)/4, $0x3ba059dc
-DATA lane3ba059dc<>+52(SB)/4, $0x3ba059dc
-DATA lane3ba059dc<>+56(SB)/4, $0x3ba059dc
-DATA lane3ba059dc<>+60(SB)/4, $0x3ba059dc
-GLOBL lane3ba059dc<>(SB), RODATA|NOPTR, $64
+GLOBL lane3ba059dc<>(SB), RODATA|NOPTR, $32
 
 DATA lane35a0d3d8<>+0(SB)/4, $0x35a0d3d8
 DATA lane35a0d3d8<>+4(SB)/4, $0x35a0d3d8
@@ -4238,15 +3894,7 @@ DATA lane35a0d3d8<>+16(SB)/4, $0x35a0d3d8
 DATA lane35a0d3d8<>+20(SB)/4, $0x35a0d3d8
 DATA lane35a0d3d8<>+24(SB)/4, $0x35a0d3d8
 DATA lane35a0d3d8<>+28(SB)/4, $0x35a0d3d8
-DATA lane35a0d3d8<>+32(SB)/4, $0x35a0d3d8
-DATA lane35a0d3d8<>+36(SB)/4, $0x35a0d3d8
-DATA lane35a0d3d8<>+40(SB)/4, $0x35a0d3d8
-DATA lane35a0d3d8<>+44(SB)/4, $0x35a0d3d8
-DATA lane35a0d3d8<>+48(SB)/4, $0x35a0d3d8
-DATA lane35a0d3d8<>+52(SB)/4, $0x35a0d3d8
-DATA lane35a0d3d8<>+56(SB)/4, $0x35a0d3d8
-DATA lane35a0d3d8<>+60(SB)/4, $0x35a0d3d8
-GLOBL lane35a0d3d8<>(SB), RODATA|NOPTR, $64
+GLOBL lane35a0d3d8<>(SB), RODATA|NOPTR, $32
 
 DATA lane38f895d6<>+0(SB)/4, $0x38f895d6
 DATA lane38f895d6<>+4(SB)/4, $0x38f895d6
@@ -4256,15 +3904,7 @@ DATA lane38f895d6<>+16(SB)/4, $0x38f895d6
 DATA lane38f895d6<>+20(SB)/4, $0x38f895d6
 DATA lane38f895d6<>+24(SB)/4, $0x38f895d6
 DATA lane38f895d6<>+28(SB)/4, $0x38f895d6
-DATA lane38f895d6<>+32(SB)/4, $0x38f895d6
-DATA lane38f895d6<>+36(SB)/4, $0x38f895d6
-DATA lane38f895d6<>+40(SB)/4, $0x38f895d6
-DATA lane38f895d6<>+44(SB)/4, $0x38f895d6
-DATA lane38f895d6<>+48(SB)/4, $0x38f895d6
-DATA lane38f895d6<>+52(SB)/4, $0x38f895d6
-DATA lane38f895d6<>+56(SB)/4, $0x38f895d6
-DATA lane38f895d6<>+60(SB)/4, $0x38f895d6
-GLOBL lane38f895d6<>(SB), RODATA|NOPTR, $64
+GLOBL lane38f895d6<>(SB), RODATA|NOPTR, $32
 
 DATA lane3b14aa05<>+0(SB)/4, $0x3b14aa05
 DATA lane3b14aa05<>+4(SB)/4, $0x3b14aa05
@@ -4274,15 +3914,7 @@ DATA lane3b14aa05<>+16(SB)/4, $0x3b14aa05
 DATA lane3b14aa05<>+20(SB)/4, $0x3b14aa05
 DATA lane3b14aa05<>+24(SB)/4, $0x3b14aa05
 DATA lane3b14aa05<>+28(SB)/4, $0x3b14aa05
-DATA lane3b14aa05<>+32(SB)/4, $0x3b14aa05
-DATA lane3b14aa05<>+36(SB)/4, $0x3b14aa05
-DATA lane3b14aa05<>+40(SB)/4, $0x3b14aa05
-DATA lane3b14aa05<>+44(SB)/4, $0x3b14aa05
-DATA lane3b14aa05<>+48(SB)/4, $0x3b14aa05
-DATA lane3b14aa05<>+52(SB)/4, $0x3b14aa05
-DATA lane3b14aa05<>+56(SB)/4, $0x3b14aa05
-DATA lane3b14aa05<>+60(SB)/4, $0x3b14aa05
-GLOBL lane3b14aa05<>(SB), RODATA|NOPTR, $64
+GLOBL lane3b14aa05<>(SB), RODATA|NOPTR, $32
 
 DATA lane3ba059dd<>+0(SB)/4, $0x3ba059dd
 DATA lane3ba059dd<>+4(SB)/4, $0x3ba059dd
@@ -4292,15 +3924,7 @@ DATA lane3ba059dd<>+16(SB)/4, $0x3ba059dd
 DATA lane3ba059dd<>+20(SB)/4, $0x3ba059dd
 DATA lane3ba059dd<>+24(SB)/4, $0x3ba059dd
 DATA lane3ba059dd<>+28(SB)/4, $0x3ba059dd
-DATA lane3ba059dd<>+32(SB)/4, $0x3ba059dd
-DATA lane3ba059dd<>+36(SB)/4, $0x3ba059dd
-DATA lane3ba059dd<>+40(SB)/4, $0x3ba059dd
-DATA lane3ba059dd<>+44(SB)/4, $0x3ba059dd
-DATA lane3ba059dd<>+48(SB)/4, $0x3ba059dd
-DATA lane3ba059dd<>+52(SB)/4, $0x3ba059dd
-DATA lane3ba059dd<>+56(SB)/4, $0x3ba059dd
-DATA lane3ba059dd<>+60(SB)/4, $0x3ba059dd
-GLOBL lane3ba059dd<>(SB), RODATA|NOPTR, $64
+GLOBL lane3ba059dd<>(SB), RODATA|NOPTR, $32
 
 DATA lane39d1b717<>+0(SB)/4, $0x39d1b717
 DATA lane39d1b717<>+4(SB)/4, $0x39d1b717
@@ -4310,15 +3934,7 @@ DATA lane39d1b717<>+16(SB)/4, $0x39d1b717
 DATA lane39d1b717<>+20(SB)/4, $0x39d1b717
 DATA lane39d1b717<>+24(SB)/4, $0x39d1b717
 DATA lane39d1b717<>+28(SB)/4, $0x39d1b717
-DATA lane39d1b717<>+32(SB)/4, $0x39d1b717
-DATA lane39d1b717<>+36(SB)/4, $0x39d1b717
-DATA lane39d1b717<>+40(SB)/4, $0x39d1b717
-DATA lane39d1b717<>+44(SB)/4, $0x39d1b717
-DATA lane39d1b717<>+48(SB)/4, $0x39d1b717
-DATA lane39d1b717<>+52(SB)/4, $0x39d1b717
-DATA lane39d1b717<>+56(SB)/4, $0x39d1b717
-DATA lane39d1b717<>+60(SB)/4, $0x39d1b717
-GLOBL lane39d1b717<>(SB), RODATA|NOPTR, $64
+GLOBL lane39d1b717<>(SB), RODATA|NOPTR, $32
 
 DATA lane41100000<>+0(SB)/4, $0x41100000
 DATA lane41100000<>+4(SB)/4, $0x41100000
@@ -4328,15 +3944,7 @@ DATA lane41100000<>+16(SB)/4, $0x41100000
 DATA lane41100000<>+20(SB)/4, $0x41100000
 DATA lane41100000<>+24(SB)/4, $0x41100000
 DATA lane41100000<>+28(SB)/4, $0x41100000
-DATA lane41100000<>+32(SB)/4, $0x41100000
-DATA lane41100000<>+36(SB)/4, $0x41100000
-DATA lane41100000<>+40(SB)/4, $0x41100000
-DATA lane41100000<>+44(SB)/4, $0x41100000
-DATA lane41100000<>+48(SB)/4, $0x41100000
-DATA lane41100000<>+52(SB)/4, $0x41100000
-DATA lane41100000<>+56(SB)/4, $0x41100000
-DATA lane41100000<>+60(SB)/4, $0x41100000
-GLOBL lane41100000<>(SB), RODATA|NOPTR, $64
+GLOBL lane41100000<>(SB), RODATA|NOPTR, $32
 
 // func logisticAVX2(dst []float32, x []float32)
 // Requires: AVX, AVX2, FMA3
@@ -4690,15 +4298,7 @@ DATA lanec0800000<>+16(SB)/4, $0xc0800000
 DATA lanec0800000<>+20(SB)/4, $0xc0800000
 DATA lanec0800000<>+24(SB)/4, $0xc0800000
 DATA lanec0800000<>+28(SB)/4, $0xc0800000
-DATA lanec0800000<>+32(SB)/4, $0xc0800000
-DATA lanec0800000<>+36(SB)/4, $0xc0800000
-DATA lanec0800000<>+40(SB)/4, $0xc0800000
-DATA lanec0800000<>+44(SB)/4, $0xc0800000
-DATA lanec0800000<>+48(SB)/4, $0xc0800000
-DATA lanec0800000<>+52(SB)/4, $0xc0800000
-DATA lanec0800000<>+56(SB)/4, $0xc0800000
-DATA lanec0800000<>+60(SB)/4, $0xc0800000
-GLOBL lanec0800000<>(SB), RODATA|NOPTR, $64
+GLOBL lanec0800000<>(SB), RODATA|NOPTR, $32
 
 DATA lane40800000<>+0(SB)/4, $0x40800000
 DATA lane40800000<>+4(SB)/4, $0x40800000
@@ -4708,15 +4308,7 @@ DATA lane40800000<>+16(SB)/4, $0x40800000
 DATA lane40800000<>+20(SB)/4, $0x40800000
 DATA lane40800000<>+24(SB)/4, $0x40800000
 DATA lane40800000<>+28(SB)/4, $0x40800000
-DATA lane40800000<>+32(SB)/4, $0x40800000
-DATA lane40800000<>+36(SB)/4, $0x40800000
-DATA lane40800000<>+40(SB)/4, $0x40800000
-DATA lane40800000<>+44(SB)/4, $0x40800000
-DATA lane40800000<>+48(SB)/4, $0x40800000
-DATA lane40800000<>+52(SB)/4, $0x40800000
-DATA lane40800000<>+56(SB)/4, $0x40800000
-DATA lane40800000<>+60(SB)/4, $0x40800000
-GLOBL lane40800000<>(SB), RODATA|NOPTR, $64
+GLOBL lane40800000<>(SB), RODATA|NOPTR, $32
 
 DATA laneaf95df0b<>+0(SB)/4, $0xaf95df0b
 DATA laneaf95df0b<>+4(SB)/4, $0xaf95df0b
@@ -4726,15 +4318,7 @@ DATA laneaf95df0b<>+16(SB)/4, $0xaf95df0b
 DATA laneaf95df0b<>+20(SB)/4, $0xaf95df0b
 DATA laneaf95df0b<>+24(SB)/4, $0xaf95df0b
 DATA laneaf95df0b<>+28(SB)/4, $0xaf95df0b
-DATA laneaf95df0b<>+32(SB)/4, $0xaf95df0b
-DATA laneaf95df0b<>+36(SB)/4, $0xaf95df0b
-DATA laneaf95df0b<>+40(SB)/4, $0xaf95df0b
-DATA laneaf95df0b<>+44(SB)/4, $0xaf95df0b
-DATA laneaf95df0b<>+48(SB)/4, $0xaf95df0b
-DATA laneaf95df0b<>+52(SB)/4, $0xaf95df0b
-DATA laneaf95df0b<>+56(SB)/4, $0xaf95df0b
-DATA laneaf95df0b<>+60(SB)/4, $0xaf95df0b
-GLOBL laneaf95df0b<>(SB), RODATA|NOPTR, $64
+GLOBL laneaf95df0b<>(SB), RODATA|NOPTR, $32
 
 DATA lane32edffee<>+0(SB)/4, $0x32edffee
 DATA lane32edffee<>+4(SB)/4, $0x32edffee
@@ -4744,15 +4328,7 @@ DATA lane32edffee<>+16(SB)/4, $0x32edffee
 DATA lane32edffee<>+20(SB)/4, $0x32edffee
 DATA lane32edffee<>+24(SB)/4, $0x32edffee
 DATA lane32edffee<>+28(SB)/4, $0x32edffee
-DATA lane32edffee<>+32(SB)/4, $0x32edffee
-DATA lane32edffee<>+36(SB)/4, $0x32edffee
-DATA lane32edffee<>+40(SB)/4, $0x32edffee
-DATA lane32edffee<>+44(SB)/4, $0x32edffee
-DATA lane32edffee<>+48(SB)/4, $0x32edffee
-DATA lane32edffee<>+52(SB)/4, $0x32edffee
-DATA lane32edffee<>+56(SB)/4, $0x32edffee
-DATA lane32edffee<>+60(SB)/4, $0x32edffee
-GLOBL lane32edffee<>(SB), RODATA|NOPTR, $64
+GLOBL lane32edffee<>(SB), RODATA|NOPTR, $32
 
 DATA laneb60cff51<>+0(SB)/4, $0xb60cff51
 DATA laneb60cff51<>+4(SB)/4, $0xb60cff51
@@ -4762,15 +4338,7 @@ DATA laneb60cff51<>+16(SB)/4, $0xb60cff51
 DATA laneb60cff51<>+20(SB)/4, $0xb60cff51
 DATA laneb60cff51<>+24(SB)/4, $0xb60cff51
 DATA laneb60cff51<>+28(SB)/4, $0xb60cff51
-DATA laneb60cff51<>+32(SB)/4, $0xb60cff51
-DATA laneb60cff51<>+36(SB)/4, $0xb60cff51
-DATA laneb60cff51<>+40(SB)/4, $0xb60cff51
-DATA laneb60cff51<>+44(SB)/4, $0xb60cff51
-DATA laneb60cff51<>+48(SB)/4, $0xb60cff51
-DATA laneb60cff51<>+52(SB)/4, $0xb60cff51
-DATA laneb60cff51<>+56(SB)/4, $0xb60cff51
-DATA laneb60cff51<>+60(SB)/4, $0xb60cff51
-GLOBL laneb60cff51<>(SB), RODATA|NOPTR, $64
+GLOBL laneb60cff51<>(SB), RODATA|NOPTR, $32
 
 DATA laneb86ec2d2<>+0(SB)/4, $0xb86ec2d2
 DATA laneb86ec2d2<>+4(SB)/4, $0xb86ec2d2
@@ -4780,15 +4348,7 @@ DATA laneb86ec2d2<>+16(SB)/4, $0xb86ec2d2
 DATA laneb86ec2d2<>+20(SB)/4, $0xb86ec2d2
 DATA laneb86ec2d2<>+24(SB)/4, $0xb86ec2d2
 DATA laneb86ec2d2<>+28(SB)/4, $0xb86ec2d2
-DATA laneb86ec2d2<>+32(SB)/4, $0xb86ec2d2
-DATA laneb86ec2d2<>+36(SB)/4, $0xb86ec2d2
-DATA laneb86ec2d2<>+40(SB)/4, $0xb86ec2d2
-DATA laneb86ec2d2<>+44(SB)/4, $0xb86ec2d2
-DATA laneb86ec2d2<>+48(SB)/4, $0xb86ec2d2
-DATA laneb86ec2d2<>+52(SB)/4, $0xb86ec2d2
-DATA laneb86ec2d2<>+56(SB)/4, $0xb86ec2d2
-DATA laneb86ec2d2<>+60(SB)/4, $0xb86ec2d2
-GLOBL laneb86ec2d2<>(SB), RODATA|NOPTR, $64
+GLOBL laneb86ec2d2<>(SB), RODATA|NOPTR, $32
 
 DATA laneba40ac63<>+0(SB)/4, $0xba40ac63
 DATA laneba40ac63<>+4(SB)/4, $0xba40ac63
@@ -4798,15 +4358,7 @@ DATA laneba40ac63<>+16(SB)/4, $0xba40ac63
 DATA laneba40ac63<>+20(SB)/4, $0xba40ac63
 DATA laneba40ac63<>+24(SB)/4, $0xba40ac63
 DATA laneba40ac63<>+28(SB)/4, $0xba40ac63
-DATA laneba40ac63<>+32(SB)/4, $0xba40ac63
-DATA laneba40ac63<>+36(SB)/4, $0xba40ac63
-DATA laneba40ac63<>+40(SB)/4, $0xba40ac63
-DATA laneba40ac63<>+44(SB)/4, $0xba40ac63
-DATA laneba40ac63<>+48(SB)/4, $0xba40ac63
-DATA laneba40ac63<>+52(SB)/4, $0xba40ac63
-DATA laneba40ac63<>+56(SB)/4, $0xba40ac63
-DATA laneba40ac63<>+60(SB)/4, $0xba40ac63
-GLOBL laneba40ac63<>(SB), RODATA|NOPTR, $64
+GLOBL laneba40ac63<>(SB), RODATA|NOPTR, $32
 
 DATA lanebb41a1f6<>+0(SB)/4, $0xbb41a1f6
 DATA lanebb41a1f6<>+4(SB)/4, $0xbb41a1f6
@@ -4816,15 +4368,7 @@ DATA lanebb41a1f6<>+16(SB)/4, $0xbb41a1f6
 DATA lanebb41a1f6<>+20(SB)/4, $0xbb41a1f6
 DATA lanebb41a1f6<>+24(SB)/4, $0xbb41a1f6
 DATA lanebb41a1f6<>+28(SB)/4, $0xbb41a1f6
-DATA lanebb41a1f6<>+32(SB)/4, $0xbb41a1f6
-DATA lanebb41a1f6<>+36(SB)/4, $0xbb41a1f6
-DATA lanebb41a1f6<>+40(SB)/4, $0xbb41a1f6
-DATA lanebb41a1f6<>+44(SB)/4, $0xbb41a1f6
-DATA lanebb41a1f6<>+48(SB)/4, $0xbb41a1f6
-DATA lanebb41a1f6<>+52(SB)/4, $0xbb41a1f6
-DATA lanebb41a1f6<>+56(SB)/4, $0xbb41a1f6
-DATA lanebb41a1f6<>+60(SB)/4, $0xbb41a1f6
-GLOBL lanebb41a1f6<>(SB), RODATA|NOPTR, $64
+GLOBL lanebb41a1f6<>(SB), RODATA|NOPTR, $32
 
 DATA lanebc83dbd4<>+0(SB)/4, $0xbc83dbd4
 DATA lanebc83dbd4<>+4(SB)/4, $0xbc83dbd4
@@ -4834,15 +4378,7 @@ DATA lanebc83dbd4<>+16(SB)/4, $0xbc83dbd4
 DATA lanebc83dbd4<>+20(SB)/4, $0xbc83dbd4
 DATA lanebc83dbd4<>+24(SB)/4, $0xbc83dbd4
 DATA lanebc83dbd4<>+28(SB)/4, $0xbc83dbd4
-DATA lanebc83dbd4<>+32(SB)/4, $0xbc83dbd4
-DATA lanebc83dbd4<>+36(SB)/4, $0xbc83dbd4
-DATA lanebc83dbd4<>+40(SB)/4, $0xbc83dbd4
-DATA lanebc83dbd4<>+44(SB)/4, $0xbc83dbd4
-DATA lanebc83dbd4<>+48(SB)/4, $0xbc83dbd4
-DATA lanebc83dbd4<>+52(SB)/4, $0xbc83dbd4
-DATA lanebc83dbd4<>+56(SB)/4, $0xbc83dbd4
-DATA lanebc83dbd4<>+60(SB)/4, $0xbc83dbd4
-GLOBL lanebc83dbd4<>(SB), RODATA|NOPTR, $64
+GLOBL lanebc83dbd4<>(SB), RODATA|NOPTR, $32
 
 DATA laneb77460cd<>+0(SB)/4, $0xb77460cd
 DATA laneb77460cd<>+4(SB)/4, $0xb77460cd
@@ -4852,15 +4388,7 @@ DATA laneb77460cd<>+16(SB)/4, $0xb77460cd
 DATA laneb77460cd<>+20(SB)/4, $0xb77460cd
 DATA laneb77460cd<>+24(SB)/4, $0xb77460cd
 DATA laneb77460cd<>+28(SB)/4, $0xb77460cd
-DATA laneb77460cd<>+32(SB)/4, $0xb77460cd
-DATA laneb77460cd<>+36(SB)/4, $0xb77460cd
-DATA laneb77460cd<>+40(SB)/4, $0xb77460cd
-DATA laneb77460cd<>+44(SB)/4, $0xb77460cd
-DATA laneb77460cd<>+48(SB)/4, $0xb77460cd
-DATA laneb77460cd<>+52(SB)/4, $0xb77460cd
-DATA laneb77460cd<>+56(SB)/4, $0xb77460cd
-DATA laneb77460cd<>+60(SB)/4, $0xb77460cd
-GLOBL laneb77460cd<>(SB), RODATA|NOPTR, $64
+GLOBL laneb77460cd<>(SB), RODATA|NOPTR, $32
 
 DATA laneb95fbd29<>+0(SB)/4, $0xb95fbd29
 DATA laneb95fbd29<>+4(SB)/4, $0xb95fbd29
@@ -4870,15 +4398,7 @@ DATA laneb95fbd29<>+16(SB)/4, $0xb95fbd29
 DATA laneb95fbd29<>+20(SB)/4, $0xb95fbd29
 DATA laneb95fbd29<>+24(SB)/4, $0xb95fbd29
 DATA laneb95fbd29<>+28(SB)/4, $0xb95fbd29
-DATA laneb95fbd29<>+32(SB)/4, $0xb95fbd29
-DATA laneb95fbd29<>+36(SB)/4, $0xb95fbd29
-DATA laneb95fbd29<>+40(SB)/4, $0xb95fbd29
-DATA laneb95fbd29<>+44(SB)/4, $0xb95fbd29
-DATA laneb95fbd29<>+48(SB)/4, $0xb95fbd29
-DATA laneb95fbd29<>+52(SB)/4, $0xb95fbd29
-DATA laneb95fbd29<>+56(SB)/4, $0xb95fbd29
-DATA laneb95fbd29<>+60(SB)/4, $0xb95fbd29
-GLOBL laneb95fbd29<>(SB), RODATA|NOPTR, $64
+GLOBL laneb95fbd29<>(SB), RODATA|NOPTR, $32
 
 DATA lanebadc924e<>+0(SB)/4, $0xbadc924e
 DATA lanebadc924e<>+4(SB)/4, $0xbadc924e
@@ -4888,15 +4408,7 @@ DATA lanebadc924e<>+16(SB)/4, $0xbadc924e
 DATA lanebadc924e<>+20(SB)/4, $0xbadc924e
 DATA lanebadc924e<>+24(SB)/4, $0xbadc924e
 DATA lanebadc924e<>+28(SB)/4, $0xbadc924e
-DATA lanebadc924e<>+32(SB)/4, $0xbadc924e
-DATA lanebadc924e<>+36(SB)/4, $0xbadc924e
-DATA lanebadc924e<>+40(SB)/4, $0xbadc924e
-DATA lanebadc924e<>+44(SB)/4, $0xbadc924e
-DATA lanebadc924e<>+48(SB)/4, $0xbadc924e
-DATA lanebadc924e<>+52(SB)/4, $0xbadc924e
-DATA lanebadc924e<>+56(SB)/4, $0xbadc924e
-DATA lanebadc924e<>+60(SB)/4, $0xbadc924e
-GLOBL lanebadc924e<>(SB), RODATA|NOPTR, $64
+GLOBL lanebadc924e<>(SB), RODATA|NOPTR, $32
 
 DATA lanebbf19bf8<>+0(SB)/4, $0xbbf19bf8
 DATA lanebbf19bf8<>+4(SB)/4, $0xbbf19bf8
@@ -4906,15 +4418,7 @@ DATA lanebbf19bf8<>+16(SB)/4, $0xbbf19bf8
 DATA lanebbf19bf8<>+20(SB)/4, $0xbbf19bf8
 DATA lanebbf19bf8<>+24(SB)/4, $0xbbf19bf8
 DATA lanebbf19bf8<>+28(SB)/4, $0xbbf19bf8
-DATA lanebbf19bf8<>+32(SB)/4, $0xbbf19bf8
-DATA lanebbf19bf8<>+36(SB)/4, $0xbbf19bf8
-DATA lanebbf19bf8<>+40(SB)/4, $0xbbf19bf8
-DATA lanebbf19bf8<>+44(SB)/4, $0xbbf19bf8
-DATA lanebbf19bf8<>+48(SB)/4, $0xbbf19bf8
-DATA lanebbf19bf8<>+52(SB)/4, $0xbbf19bf8
-DATA lanebbf19bf8<>+56(SB)/4, $0xbbf19bf8
-DATA lanebbf19bf8<>+60(SB)/4, $0xbbf19bf8
-GLOBL lanebbf19bf8<>(SB), RODATA|NOPTR, $64
+GLOBL lanebbf19bf8<>(SB), RODATA|NOPTR, $32
 
 DATA lanebc69b6a7<>+0(SB)/4, $0xbc69b6a7
 DATA lanebc69b6a7<>+4(SB)/4, $0xbc69b6a7
@@ -4924,15 +4428,7 @@ DATA lanebc69b6a7<>+16(SB)/4, $0xbc69b6a7
 DATA lanebc69b6a7<>+20(SB)/4, $0xbc69b6a7
 DATA lanebc69b6a7<>+24(SB)/4, $0xbc69b6a7
 DATA lanebc69b6a7<>+28(SB)/4, $0xbc69b6a7
-DATA lanebc69b6a7<>+32(SB)/4, $0xbc69b6a7
-DATA lanebc69b6a7<>+36(SB)/4, $0xbc69b6a7
-DATA lanebc69b6a7<>+40(SB)/4, $0xbc69b6a7
-DATA lanebc69b6a7<>+44(SB)/4, $0xbc69b6a7
-DATA lanebc69b6a7<>+48(SB)/4, $0xbc69b6a7
-DATA lanebc69b6a7<>+52(SB)/4, $0xbc69b6a7
-DATA lanebc69b6a7<>+56(SB)/4, $0xbc69b6a7
-DATA lanebc69b6a7<>+60(SB)/4, $0xbc69b6a7
-GLOBL lanebc69b6a7<>(SB), RODATA|NOPTR, $64
+GLOBL lanebc69b6a7<>(SB), RODATA|NOPTR, $32
 
 DATA lane3f906ebb<>+0(SB)/4, $0x3f906ebb
 DATA lane3f906ebb<>+4(SB)/4, $0x3f906ebb
@@ -4942,15 +4438,7 @@ DATA lane3f906ebb<>+16(SB)/4, $0x3f906ebb
 DATA lane3f906ebb<>+20(SB)/4, $0x3f906ebb
 DATA lane3f906ebb<>+24(SB)/4, $0x3f906ebb
 DATA lane3f906ebb<>+28(SB)/4, $0x3f906ebb
-DATA lane3f906ebb<>+32(SB)/4, $0x3f906ebb
-DATA lane3f906ebb<>+36(SB)/4, $0x3f906ebb
-DATA lane3f906ebb<>+40(SB)/4, $0x3f906ebb
-DATA lane3f906ebb<>+44(SB)/4, $0x3f906ebb
-DATA lane3f906ebb<>+48(SB)/4, $0x3f906ebb
-DATA lane3f906ebb<>+52(SB)/4, $0x3f906ebb
-DATA lane3f906ebb<>+56(SB)/4, $0x3f906ebb
-DATA lane3f906ebb<>+60(SB)/4, $0x3f906ebb
-GLOBL lane3f906ebb<>(SB), RODATA|NOPTR, $64
+GLOBL lane3f906ebb<>(SB), RODATA|NOPTR, $32
 
 DATA lane2edbe6ff<>+0(SB)/4, $0x2edbe6ff
 DATA lane2edbe6ff<>+4(SB)/4, $0x2edbe6ff
@@ -4960,15 +4448,7 @@ DATA lane2edbe6ff<>+16(SB)/4, $0x2edbe6ff
 DATA lane2edbe6ff<>+20(SB)/4, $0x2edbe6ff
 DATA lane2edbe6ff<>+24(SB)/4, $0x2edbe6ff
 DATA lane2edbe6ff<>+28(SB)/4, $0x2edbe6ff
-DATA lane2edbe6ff<>+32(SB)/4, $0x2edbe6ff
-DATA lane2edbe6ff<>+36(SB)/4, $0x2edbe6ff
-DATA lane2edbe6ff<>+40(SB)/4, $0x2edbe6ff
-DATA lane2edbe6ff<>+44(SB)/4, $0x2edbe6ff
-DATA lane2edbe6ff<>+48(SB)/4, $0x2edbe6ff
-DATA lane2edbe6ff<>+52(SB)/4, $0x2edbe6ff
-DATA lane2edbe6ff<>+56(SB)/4, $0x2edbe6ff
-DATA lane2edbe6ff<>+60(SB)/4, $0x2edbe6ff
-GLOBL lane2edbe6ff<>(SB), RODATA|NOPTR, $64
+GLOBL lane2edbe6ff<>(SB), RODATA|NOPTR, $32
 
 // func signAVX2(dst []float32, x []float32)
 // Requires: AVX
@@ -14122,22 +13602,22 @@ TEXT ·negAVX512(SB), NOSPLIT, $0-48
 	JLT  end4
 
 loop4:
-	VMOVUPS (DX), Z0
-	VXORPS  lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS Z0, (AX)
-	VMOVUPS 64(DX), Z0
-	VXORPS  lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS Z0, 64(AX)
-	VMOVUPS 128(DX), Z0
-	VXORPS  lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS Z0, 128(AX)
-	VMOVUPS 192(DX), Z0
-	VXORPS  lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS Z0, 192(AX)
-	ADDQ    $0x00000100, AX
-	ADDQ    $0x00000100, DX
-	SUBQ    $0x00000040, CX
-	JGE     loop4
+	VMOVUPS     (DX), Z0
+	VXORPS.BCST lane80000000<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, (AX)
+	VMOVUPS     64(DX), Z0
+	VXORPS.BCST lane80000000<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, 64(AX)
+	VMOVUPS     128(DX), Z0
+	VXORPS.BCST lane80000000<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, 128(AX)
+	VMOVUPS     192(DX), Z0
+	VXORPS.BCST lane80000000<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, 192(AX)
+	ADDQ        $0x00000100, AX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x00000040, CX
+	JGE         loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -14145,24 +13625,24 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS (DX), Z0
-	VXORPS  lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS Z0, (AX)
-	ADDQ    $0x00000040, AX
-	ADDQ    $0x00000040, DX
-	SUBQ    $0x00000010, CX
-	JGE     loop1
+	VMOVUPS     (DX), Z0
+	VXORPS.BCST lane80000000<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, (AX)
+	ADDQ        $0x00000040, AX
+	ADDQ        $0x00000040, DX
+	SUBQ        $0x00000010, CX
+	JGE         loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, BX
-	SHLQ      CL, BX
-	DECQ      BX
-	KMOVW     BX, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VXORPS    lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ        $0x00000010, CX
+	JEQ         done
+	MOVQ        $0x00000001, BX
+	SHLQ        CL, BX
+	DECQ        BX
+	KMOVW       BX, K1
+	VMOVUPS.Z   (DX), K1, Z0
+	VXORPS.BCST lane80000000<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -14178,22 +13658,22 @@ TEXT ·absAVX512(SB), NOSPLIT, $0-48
 	JLT  end4
 
 loop4:
-	VMOVUPS (DX), Z0
-	VANDPS  lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS Z0, (AX)
-	VMOVUPS 64(DX), Z0
-	VANDPS  lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS Z0, 64(AX)
-	VMOVUPS 128(DX), Z0
-	VANDPS  lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS Z0, 128(AX)
-	VMOVUPS 192(DX), Z0
-	VANDPS  lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS Z0, 192(AX)
-	ADDQ    $0x00000100, AX
-	ADDQ    $0x00000100, DX
-	SUBQ    $0x00000040, CX
-	JGE     loop4
+	VMOVUPS     (DX), Z0
+	VANDPS.BCST lane7fffffff<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, (AX)
+	VMOVUPS     64(DX), Z0
+	VANDPS.BCST lane7fffffff<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, 64(AX)
+	VMOVUPS     128(DX), Z0
+	VANDPS.BCST lane7fffffff<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, 128(AX)
+	VMOVUPS     192(DX), Z0
+	VANDPS.BCST lane7fffffff<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, 192(AX)
+	ADDQ        $0x00000100, AX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x00000040, CX
+	JGE         loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -14201,24 +13681,24 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS (DX), Z0
-	VANDPS  lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS Z0, (AX)
-	ADDQ    $0x00000040, AX
-	ADDQ    $0x00000040, DX
-	SUBQ    $0x00000010, CX
-	JGE     loop1
+	VMOVUPS     (DX), Z0
+	VANDPS.BCST lane7fffffff<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, (AX)
+	ADDQ        $0x00000040, AX
+	ADDQ        $0x00000040, DX
+	SUBQ        $0x00000010, CX
+	JGE         loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, BX
-	SHLQ      CL, BX
-	DECQ      BX
-	KMOVW     BX, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VANDPS    lane7fffffff<>+0(SB), Z0, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ        $0x00000010, CX
+	JEQ         done
+	MOVQ        $0x00000001, BX
+	SHLQ        CL, BX
+	DECQ        BX
+	KMOVW       BX, K1
+	VMOVUPS.Z   (DX), K1, Z0
+	VANDPS.BCST lane7fffffff<>+0(SB), Z0, Z0
+	VMOVUPS     Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -14346,20 +13826,20 @@ TEXT ·rsqrtAVX512(SB), NOSPLIT, $0-48
 	JLT  end2
 
 loop2:
-	VMOVUPS (DX), Z0
-	VMOVUPS lane3f800000<>+0(SB), Z1
-	VSQRTPS Z0, Z0
-	VDIVPS  Z0, Z1, Z0
-	VMOVUPS Z0, (AX)
-	VMOVUPS 64(DX), Z0
-	VMOVUPS lane3f800000<>+0(SB), Z1
-	VSQRTPS Z0, Z0
-	VDIVPS  Z0, Z1, Z0
-	VMOVUPS Z0, 64(AX)
-	ADDQ    $0x00000080, AX
-	ADDQ    $0x00000080, DX
-	SUBQ    $0x00000020, CX
-	JGE     loop2
+	VMOVUPS      (DX), Z0
+	VBROADCASTSS lane3f800000<>+0(SB), Z1
+	VSQRTPS      Z0, Z0
+	VDIVPS       Z0, Z1, Z0
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      64(DX), Z0
+	VBROADCASTSS lane3f800000<>+0(SB), Z1
+	VSQRTPS      Z0, Z0
+	VDIVPS       Z0, Z1, Z0
+	VMOVUPS      Z0, 64(AX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x00000020, CX
+	JGE          loop2
 
 end2:
 	ADDQ $0x00000020, CX
@@ -14367,28 +13847,28 @@ end2:
 	JLT  end1
 
 loop1:
-	VMOVUPS (DX), Z0
-	VMOVUPS lane3f800000<>+0(SB), Z1
-	VSQRTPS Z0, Z0
-	VDIVPS  Z0, Z1, Z0
-	VMOVUPS Z0, (AX)
-	ADDQ    $0x00000040, AX
-	ADDQ    $0x00000040, DX
-	SUBQ    $0x00000010, CX
-	JGE     loop1
+	VMOVUPS      (DX), Z0
+	VBROADCASTSS lane3f800000<>+0(SB), Z1
+	VSQRTPS      Z0, Z0
+	VDIVPS       Z0, Z1, Z0
+	VMOVUPS      Z0, (AX)
+	ADDQ         $0x00000040, AX
+	ADDQ         $0x00000040, DX
+	SUBQ         $0x00000010, CX
+	JGE          loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, BX
-	SHLQ      CL, BX
-	DECQ      BX
-	KMOVW     BX, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS   lane3f800000<>+0(SB), Z1
-	VSQRTPS   Z0, Z0
-	VDIVPS    Z0, Z1, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ         $0x00000010, CX
+	JEQ          done
+	MOVQ         $0x00000001, BX
+	SHLQ         CL, BX
+	DECQ         BX
+	KMOVW        BX, K1
+	VMOVUPS.Z    (DX), K1, Z0
+	VBROADCASTSS lane3f800000<>+0(SB), Z1
+	VSQRTPS      Z0, Z0
+	VDIVPS       Z0, Z1, Z0
+	VMOVUPS      Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -14404,58 +13884,58 @@ TEXT ·expAVX512(SB), NOSPLIT, $0-48
 	JLT  end2
 
 loop2:
-	VMOVUPS      (DX), Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VCMPPS       $0x12, Z1, Z0, K1
-	VPXORD       Z2, Z2, Z2
-	VMOVUPS      lane42b1999a<>+0(SB), Z1
-	VMINPS       Z0, Z1, Z0
-	VBLENDMPS    Z2, Z0, K1, Z3
-	VMULPS       lane3fb8aa3b<>+0(SB), Z3, Z0
-	VRNDSCALEPS  $0x08, Z0, Z0
-	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z3
-	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z3
-	VMOVUPS      lane39506967<>+0(SB), Z1
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z3, Z1
-	VFMADD213PS  lane3c088908<>+0(SB), Z3, Z1
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z3, Z1
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z3, Z1
-	VFMADD213PS  lane3f000000<>+0(SB), Z3, Z1
-	VMULPS       Z3, Z1, Z1
-	VFMADD213PS  Z3, Z3, Z1
-	VADDPS       lane3f800000<>+0(SB), Z1, Z1
-	VSCALEFPS    Z0, Z1, Z0
-	VPXORD       Z4, Z4, Z4
-	VBLENDMPS    Z4, Z0, K1, Z5
-	VMOVUPS      Z5, (AX)
-	VMOVUPS      64(DX), Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VCMPPS       $0x12, Z1, Z0, K1
-	VPXORD       Z6, Z6, Z6
-	VMOVUPS      lane42b1999a<>+0(SB), Z1
-	VMINPS       Z0, Z1, Z0
-	VBLENDMPS    Z6, Z0, K1, Z7
-	VMULPS       lane3fb8aa3b<>+0(SB), Z7, Z0
-	VRNDSCALEPS  $0x08, Z0, Z0
-	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z7
-	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z7
-	VMOVUPS      lane39506967<>+0(SB), Z1
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z7, Z1
-	VFMADD213PS  lane3c088908<>+0(SB), Z7, Z1
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z7, Z1
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z7, Z1
-	VFMADD213PS  lane3f000000<>+0(SB), Z7, Z1
-	VMULPS       Z7, Z1, Z1
-	VFMADD213PS  Z7, Z7, Z1
-	VADDPS       lane3f800000<>+0(SB), Z1, Z1
-	VSCALEFPS    Z0, Z1, Z0
-	VPXORD       Z8, Z8, Z8
-	VBLENDMPS    Z8, Z0, K1, Z9
-	VMOVUPS      Z9, 64(AX)
-	ADDQ         $0x00000080, AX
-	ADDQ         $0x00000080, DX
-	SUBQ         $0x00000020, CX
-	JGE          loop2
+	VMOVUPS           (DX), Z0
+	VBROADCASTSS      lanec2d00000<>+0(SB), Z1
+	VCMPPS            $0x12, Z1, Z0, K1
+	VPXORD            Z2, Z2, Z2
+	VBROADCASTSS      lane42b1999a<>+0(SB), Z1
+	VMINPS            Z0, Z1, Z0
+	VBLENDMPS         Z2, Z0, K1, Z3
+	VMULPS.BCST       lane3fb8aa3b<>+0(SB), Z3, Z0
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VFNMADD231PS.BCST lane3f318000<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST laneb95e8083<>+0(SB), Z0, Z3
+	VBROADCASTSS      lane39506967<>+0(SB), Z1
+	VFMADD213PS.BCST  lane3ab743ce<>+0(SB), Z3, Z1
+	VFMADD213PS.BCST  lane3c088908<>+0(SB), Z3, Z1
+	VFMADD213PS.BCST  lane3d2aa9c1<>+0(SB), Z3, Z1
+	VFMADD213PS.BCST  lane3e2aaaaa<>+0(SB), Z3, Z1
+	VFMADD213PS.BCST  lane3f000000<>+0(SB), Z3, Z1
+	VMULPS            Z3, Z1, Z1
+	VFMADD213PS       Z3, Z3, Z1
+	VADDPS.BCST       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS         Z0, Z1, Z0
+	VPXORD            Z4, Z4, Z4
+	VBLENDMPS         Z4, Z0, K1, Z5
+	VMOVUPS           Z5, (AX)
+	VMOVUPS           64(DX), Z0
+	VBROADCASTSS      lanec2d00000<>+0(SB), Z1
+	VCMPPS            $0x12, Z1, Z0, K1
+	VPXORD            Z6, Z6, Z6
+	VBROADCASTSS      lane42b1999a<>+0(SB), Z1
+	VMINPS            Z0, Z1, Z0
+	VBLENDMPS         Z6, Z0, K1, Z7
+	VMULPS.BCST       lane3fb8aa3b<>+0(SB), Z7, Z0
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VFNMADD231PS.BCST lane3f318000<>+0(SB), Z0, Z7
+	VFNMADD231PS.BCST laneb95e8083<>+0(SB), Z0, Z7
+	VBROADCASTSS      lane39506967<>+0(SB), Z1
+	VFMADD213PS.BCST  lane3ab743ce<>+0(SB), Z7, Z1
+	VFMADD213PS.BCST  lane3c088908<>+0(SB), Z7, Z1
+	VFMADD213PS.BCST  lane3d2aa9c1<>+0(SB), Z7, Z1
+	VFMADD213PS.BCST  lane3e2aaaaa<>+0(SB), Z7, Z1
+	VFMADD213PS.BCST  lane3f000000<>+0(SB), Z7, Z1
+	VMULPS            Z7, Z1, Z1
+	VFMADD213PS       Z7, Z7, Z1
+	VADDPS.BCST       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS         Z0, Z1, Z0
+	VPXORD            Z8, Z8, Z8
+	VBLENDMPS         Z8, Z0, K1, Z9
+	VMOVUPS           Z9, 64(AX)
+	ADDQ              $0x00000080, AX
+	ADDQ              $0x00000080, DX
+	SUBQ              $0x00000020, CX
+	JGE               loop2
 
 end2:
 	ADDQ $0x00000020, CX
@@ -14463,66 +13943,66 @@ end2:
 	JLT  end1
 
 loop1:
-	VMOVUPS      (DX), Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VCMPPS       $0x12, Z1, Z0, K1
-	VPXORD       Z10, Z10, Z10
-	VMOVUPS      lane42b1999a<>+0(SB), Z1
-	VMINPS       Z0, Z1, Z0
-	VBLENDMPS    Z10, Z0, K1, Z11
-	VMULPS       lane3fb8aa3b<>+0(SB), Z11, Z0
-	VRNDSCALEPS  $0x08, Z0, Z0
-	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z11
-	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z11
-	VMOVUPS      lane39506967<>+0(SB), Z1
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z11, Z1
-	VFMADD213PS  lane3c088908<>+0(SB), Z11, Z1
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z11, Z1
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z11, Z1
-	VFMADD213PS  lane3f000000<>+0(SB), Z11, Z1
-	VMULPS       Z11, Z1, Z1
-	VFMADD213PS  Z11, Z11, Z1
-	VADDPS       lane3f800000<>+0(SB), Z1, Z1
-	VSCALEFPS    Z0, Z1, Z0
-	VPXORD       Z12, Z12, Z12
-	VBLENDMPS    Z12, Z0, K1, Z13
-	VMOVUPS      Z13, (AX)
-	ADDQ         $0x00000040, AX
-	ADDQ         $0x00000040, DX
-	SUBQ         $0x00000010, CX
-	JGE          loop1
+	VMOVUPS           (DX), Z0
+	VBROADCASTSS      lanec2d00000<>+0(SB), Z1
+	VCMPPS            $0x12, Z1, Z0, K1
+	VPXORD            Z10, Z10, Z10
+	VBROADCASTSS      lane42b1999a<>+0(SB), Z1
+	VMINPS            Z0, Z1, Z0
+	VBLENDMPS         Z10, Z0, K1, Z11
+	VMULPS.BCST       lane3fb8aa3b<>+0(SB), Z11, Z0
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VFNMADD231PS.BCST lane3f318000<>+0(SB), Z0, Z11
+	VFNMADD231PS.BCST laneb95e8083<>+0(SB), Z0, Z11
+	VBROADCASTSS      lane39506967<>+0(SB), Z1
+	VFMADD213PS.BCST  lane3ab743ce<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST  lane3c088908<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST  lane3d2aa9c1<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST  lane3e2aaaaa<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST  lane3f000000<>+0(SB), Z11, Z1
+	VMULPS            Z11, Z1, Z1
+	VFMADD213PS       Z11, Z11, Z1
+	VADDPS.BCST       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS         Z0, Z1, Z0
+	VPXORD            Z12, Z12, Z12
+	VBLENDMPS         Z12, Z0, K1, Z13
+	VMOVUPS           Z13, (AX)
+	ADDQ              $0x00000040, AX
+	ADDQ              $0x00000040, DX
+	SUBQ              $0x00000010, CX
+	JGE               loop1
 
 end1:
-	ADDQ         $0x00000010, CX
-	JEQ          done
-	MOVQ         $0x00000001, BX
-	SHLQ         CL, BX
-	DECQ         BX
-	KMOVW        BX, K1
-	VMOVUPS.Z    (DX), K1, Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VCMPPS       $0x12, Z1, Z0, K2
-	VPXORD       Z14, Z14, Z14
-	VMOVUPS      lane42b1999a<>+0(SB), Z1
-	VMINPS       Z0, Z1, Z0
-	VBLENDMPS    Z14, Z0, K2, Z15
-	VMULPS       lane3fb8aa3b<>+0(SB), Z15, Z0
-	VRNDSCALEPS  $0x08, Z0, Z0
-	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z15
-	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z15
-	VMOVUPS      lane39506967<>+0(SB), Z1
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z15, Z1
-	VFMADD213PS  lane3c088908<>+0(SB), Z15, Z1
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z15, Z1
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z15, Z1
-	VFMADD213PS  lane3f000000<>+0(SB), Z15, Z1
-	VMULPS       Z15, Z1, Z1
-	VFMADD213PS  Z15, Z15, Z1
-	VADDPS       lane3f800000<>+0(SB), Z1, Z1
-	VSCALEFPS    Z0, Z1, Z0
-	VPXORD       Z16, Z16, Z16
-	VBLENDMPS    Z16, Z0, K2, Z17
-	VMOVUPS      Z17, K1, (AX)
+	ADDQ              $0x00000010, CX
+	JEQ               done
+	MOVQ              $0x00000001, BX
+	SHLQ              CL, BX
+	DECQ              BX
+	KMOVW             BX, K1
+	VMOVUPS.Z         (DX), K1, Z0
+	VBROADCASTSS      lanec2d00000<>+0(SB), Z1
+	VCMPPS            $0x12, Z1, Z0, K2
+	VPXORD            Z14, Z14, Z14
+	VBROADCASTSS      lane42b1999a<>+0(SB), Z1
+	VMINPS            Z0, Z1, Z0
+	VBLENDMPS         Z14, Z0, K2, Z15
+	VMULPS.BCST       lane3fb8aa3b<>+0(SB), Z15, Z0
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VFNMADD231PS.BCST lane3f318000<>+0(SB), Z0, Z15
+	VFNMADD231PS.BCST laneb95e8083<>+0(SB), Z0, Z15
+	VBROADCASTSS      lane39506967<>+0(SB), Z1
+	VFMADD213PS.BCST  lane3ab743ce<>+0(SB), Z15, Z1
+	VFMADD213PS.BCST  lane3c088908<>+0(SB), Z15, Z1
+	VFMADD213PS.BCST  lane3d2aa9c1<>+0(SB), Z15, Z1
+	VFMADD213PS.BCST  lane3e2aaaaa<>+0(SB), Z15, Z1
+	VFMADD213PS.BCST  lane3f000000<>+0(SB), Z15, Z1
+	VMULPS            Z15, Z1, Z1
+	VFMADD213PS       Z15, Z15, Z1
+	VADDPS.BCST       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS         Z0, Z1, Z0
+	VPXORD            Z16, Z16, Z16
+	VBLENDMPS         Z16, Z0, K2, Z17
+	VMOVUPS           Z17, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -14538,112 +14018,112 @@ TEXT ·logAVX512(SB), NOSPLIT, $0-48
 	JLT  end1
 
 loop1:
-	VMOVUPS     (DX), Z0
-	VMOVUPS     lane00800000<>+0(SB), Z1
-	VCMPPS      $0x11, Z1, Z0, K1
-	VMULPS      lane4b000000<>+0(SB), Z0, Z1
-	VBLENDMPS   Z1, Z0, K1, Z2
-	VPSRLD      $0x17, Z2, Z1
-	VPSUBD      lane0000007e<>+0(SB), Z1, Z1
-	VCVTDQ2PS   Z1, Z1
-	VMOVUPS.Z   lane41b80000<>+0(SB), K1, Z16
-	VSUBPS      Z16, Z1, Z1
-	VANDPS      lane007fffff<>+0(SB), Z2, Z16
-	VORPS       lane3f000000<>+0(SB), Z16, Z16
-	VMOVUPS     lane3f3504f3<>+0(SB), Z17
-	VCMPPS      $0x11, Z17, Z16, K1
-	VMOVUPS.Z   lane3f800000<>+0(SB), K1, Z17
-	VSUBPS      Z17, Z1, Z1
-	VADDPS      Z16, Z16, Z17
-	VBLENDMPS   Z17, Z16, K1, Z3
-	VSUBPS      lane3f800000<>+0(SB), Z3, Z16
-	VMULPS      Z16, Z16, Z17
-	VMOVUPS     lane3d9021bb<>+0(SB), Z18
-	VFMADD213PS lanebdebd1b8<>+0(SB), Z16, Z18
-	VFMADD213PS lane3def251a<>+0(SB), Z16, Z18
-	VFMADD213PS lanebdfe5d4f<>+0(SB), Z16, Z18
-	VFMADD213PS lane3e11e9bf<>+0(SB), Z16, Z18
-	VFMADD213PS lanebe2aae50<>+0(SB), Z16, Z18
-	VFMADD213PS lane3e4cceac<>+0(SB), Z16, Z18
-	VFMADD213PS lanebe7ffffc<>+0(SB), Z16, Z18
-	VFMADD213PS lane3eaaaaaa<>+0(SB), Z16, Z18
-	VMULPS      Z16, Z18, Z18
-	VMULPS      Z17, Z18, Z18
-	VFMADD231PS laneb95e8083<>+0(SB), Z1, Z18
-	VFMADD231PS lanebf000000<>+0(SB), Z17, Z18
-	VADDPS      Z18, Z16, Z16
-	VFMADD231PS lane3f318000<>+0(SB), Z1, Z16
-	VPXORD      Z4, Z4, Z4
-	VCMPPS      $0x1d, Z4, Z0, K1
-	VMOVUPS     lane7fc00000<>+0(SB), Z1
-	VBLENDMPS   Z16, Z1, K1, Z5
-	VPXORD      Z6, Z6, Z6
-	VCMPPS      $0x00, Z6, Z0, K1
-	VMOVUPS     laneff800000<>+0(SB), Z1
-	VBLENDMPS   Z1, Z5, K1, Z7
-	VMOVUPS     lane7f800000<>+0(SB), Z1
-	VCMPPS      $0x00, Z1, Z0, K1
-	VBLENDMPS   Z0, Z7, K1, Z8
-	VMOVUPS     Z8, (AX)
-	ADDQ        $0x00000040, AX
-	ADDQ        $0x00000040, DX
-	SUBQ        $0x00000010, CX
-	JGE         loop1
+	VMOVUPS          (DX), Z0
+	VBROADCASTSS     lane00800000<>+0(SB), Z1
+	VCMPPS           $0x11, Z1, Z0, K1
+	VMULPS.BCST      lane4b000000<>+0(SB), Z0, Z1
+	VBLENDMPS        Z1, Z0, K1, Z2
+	VPSRLD           $0x17, Z2, Z1
+	VPSUBD.BCST      lane0000007e<>+0(SB), Z1, Z1
+	VCVTDQ2PS        Z1, Z1
+	VBROADCASTSS.Z   lane41b80000<>+0(SB), K1, Z16
+	VSUBPS           Z16, Z1, Z1
+	VANDPS.BCST      lane007fffff<>+0(SB), Z2, Z16
+	VORPS.BCST       lane3f000000<>+0(SB), Z16, Z16
+	VBROADCASTSS     lane3f3504f3<>+0(SB), Z17
+	VCMPPS           $0x11, Z17, Z16, K1
+	VBROADCASTSS.Z   lane3f800000<>+0(SB), K1, Z17
+	VSUBPS           Z17, Z1, Z1
+	VADDPS           Z16, Z16, Z17
+	VBLENDMPS        Z17, Z16, K1, Z3
+	VSUBPS.BCST      lane3f800000<>+0(SB), Z3, Z16
+	VMULPS           Z16, Z16, Z17
+	VBROADCASTSS     lane3d9021bb<>+0(SB), Z18
+	VFMADD213PS.BCST lanebdebd1b8<>+0(SB), Z16, Z18
+	VFMADD213PS.BCST lane3def251a<>+0(SB), Z16, Z18
+	VFMADD213PS.BCST lanebdfe5d4f<>+0(SB), Z16, Z18
+	VFMADD213PS.BCST lane3e11e9bf<>+0(SB), Z16, Z18
+	VFMADD213PS.BCST lanebe2aae50<>+0(SB), Z16, Z18
+	VFMADD213PS.BCST lane3e4cceac<>+0(SB), Z16, Z18
+	VFMADD213PS.BCST lanebe7ffffc<>+0(SB), Z16, Z18
+	VFMADD213PS.BCST lane3eaaaaaa<>+0(SB), Z16, Z18
+	VMULPS           Z16, Z18, Z18
+	VMULPS           Z17, Z18, Z18
+	VFMADD231PS.BCST laneb95e8083<>+0(SB), Z1, Z18
+	VFMADD231PS.BCST lanebf000000<>+0(SB), Z17, Z18
+	VADDPS           Z18, Z16, Z16
+	VFMADD231PS.BCST lane3f318000<>+0(SB), Z1, Z16
+	VPXORD           Z4, Z4, Z4
+	VCMPPS           $0x1d, Z4, Z0, K1
+	VBROADCASTSS     lane7fc00000<>+0(SB), Z1
+	VBLENDMPS        Z16, Z1, K1, Z5
+	VPXORD           Z6, Z6, Z6
+	VCMPPS           $0x00, Z6, Z0, K1
+	VBROADCASTSS     laneff800000<>+0(SB), Z1
+	VBLENDMPS        Z1, Z5, K1, Z7
+	VBROADCASTSS     lane7f800000<>+0(SB), Z1
+	VCMPPS           $0x00, Z1, Z0, K1
+	VBLENDMPS        Z0, Z7, K1, Z8
+	VMOVUPS          Z8, (AX)
+	ADDQ             $0x00000040, AX
+	ADDQ             $0x00000040, DX
+	SUBQ             $0x00000010, CX
+	JGE              loop1
 
 end1:
-	ADDQ        $0x00000010, CX
-	JEQ         done
-	MOVQ        $0x00000001, BX
-	SHLQ        CL, BX
-	DECQ        BX
-	KMOVW       BX, K1
-	VMOVUPS.Z   (DX), K1, Z0
-	VMOVUPS     lane00800000<>+0(SB), Z1
-	VCMPPS      $0x11, Z1, Z0, K2
-	VMULPS      lane4b000000<>+0(SB), Z0, Z1
-	VBLENDMPS   Z1, Z0, K2, Z9
-	VPSRLD      $0x17, Z9, Z1
-	VPSUBD      lane0000007e<>+0(SB), Z1, Z1
-	VCVTDQ2PS   Z1, Z1
-	VMOVUPS.Z   lane41b80000<>+0(SB), K2, Z2
-	VSUBPS      Z2, Z1, Z1
-	VANDPS      lane007fffff<>+0(SB), Z9, Z2
-	VORPS       lane3f000000<>+0(SB), Z2, Z2
-	VMOVUPS     lane3f3504f3<>+0(SB), Z3
-	VCMPPS      $0x11, Z3, Z2, K2
-	VMOVUPS.Z   lane3f800000<>+0(SB), K2, Z3
-	VSUBPS      Z3, Z1, Z1
-	VADDPS      Z2, Z2, Z3
-	VBLENDMPS   Z3, Z2, K2, Z10
-	VSUBPS      lane3f800000<>+0(SB), Z10, Z2
-	VMULPS      Z2, Z2, Z3
-	VMOVUPS     lane3d9021bb<>+0(SB), Z4
-	VFMADD213PS lanebdebd1b8<>+0(SB), Z2, Z4
-	VFMADD213PS lane3def251a<>+0(SB), Z2, Z4
-	VFMADD213PS lanebdfe5d4f<>+0(SB), Z2, Z4
-	VFMADD213PS lane3e11e9bf<>+0(SB), Z2, Z4
-	VFMADD213PS lanebe2aae50<>+0(SB), Z2, Z4
-	VFMADD213PS lane3e4cceac<>+0(SB), Z2, Z4
-	VFMADD213PS lanebe7ffffc<>+0(SB), Z2, Z4
-	VFMADD213PS lane3eaaaaaa<>+0(SB), Z2, Z4
-	VMULPS      Z2, Z4, Z4
-	VMULPS      Z3, Z4, Z4
-	VFMADD231PS laneb95e8083<>+0(SB), Z1, Z4
-	VFMADD231PS lanebf000000<>+0(SB), Z3, Z4
-	VADDPS      Z4, Z2, Z2
-	VFMADD231PS lane3f318000<>+0(SB), Z1, Z2
-	VPXORD      Z11, Z11, Z11
-	VCMPPS      $0x1d, Z11, Z0, K2
-	VMOVUPS     lane7fc00000<>+0(SB), Z1
-	VBLENDMPS   Z2, Z1, K2, Z12
-	VPXORD      Z13, Z13, Z13
-	VCMPPS      $0x00, Z13, Z0, K2
-	VMOVUPS     laneff800000<>+0(SB), Z1
-	VBLENDMPS   Z1, Z12, K2, Z14
-	VMOVUPS     lane7f800000<>+0(SB), Z1
-	VCMPPS      $0x00, Z1, Z0, K2
-	VBLENDMPS   Z0, Z14, K2, Z15
-	VMOVUPS     Z15, K1, (AX)
+	ADDQ             $0x00000010, CX
+	JEQ              done
+	MOVQ             $0x00000001, BX
+	SHLQ             CL, BX
+	DECQ             BX
+	KMOVW            BX, K1
+	VMOVUPS.Z        (DX), K1, Z0
+	VBROADCASTSS     lane00800000<>+0(SB), Z1
+	VCMPPS           $0x11, Z1, Z0, K2
+	VMULPS.BCST      lane4b000000<>+0(SB), Z0, Z1
+	VBLENDMPS        Z1, Z0, K2, Z9
+	VPSRLD           $0x17, Z9, Z1
+	VPSUBD.BCST      lane0000007e<>+0(SB), Z1, Z1
+	VCVTDQ2PS        Z1, Z1
+	VBROADCASTSS.Z   lane41b80000<>+0(SB), K2, Z2
+	VSUBPS           Z2, Z1, Z1
+	VANDPS.BCST      lane007fffff<>+0(SB), Z9, Z2
+	VORPS.BCST       lane3f000000<>+0(SB), Z2, Z2
+	VBROADCASTSS     lane3f3504f3<>+0(SB), Z3
+	VCMPPS           $0x11, Z3, Z2, K2
+	VBROADCASTSS.Z   lane3f800000<>+0(SB), K2, Z3
+	VSUBPS           Z3, Z1, Z1
+	VADDPS           Z2, Z2, Z3
+	VBLENDMPS        Z3, Z2, K2, Z10
+	VSUBPS.BCST      lane3f800000<>+0(SB), Z10, Z2
+	VMULPS           Z2, Z2, Z3
+	VBROADCASTSS     lane3d9021bb<>+0(SB), Z4
+	VFMADD213PS.BCST lanebdebd1b8<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lane3def251a<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebdfe5d4f<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lane3e11e9bf<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebe2aae50<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lane3e4cceac<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebe7ffffc<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lane3eaaaaaa<>+0(SB), Z2, Z4
+	VMULPS           Z2, Z4, Z4
+	VMULPS           Z3, Z4, Z4
+	VFMADD231PS.BCST laneb95e8083<>+0(SB), Z1, Z4
+	VFMADD231PS.BCST lanebf000000<>+0(SB), Z3, Z4
+	VADDPS           Z4, Z2, Z2
+	VFMADD231PS.BCST lane3f318000<>+0(SB), Z1, Z2
+	VPXORD           Z11, Z11, Z11
+	VCMPPS           $0x1d, Z11, Z0, K2
+	VBROADCASTSS     lane7fc00000<>+0(SB), Z1
+	VBLENDMPS        Z2, Z1, K2, Z12
+	VPXORD           Z13, Z13, Z13
+	VCMPPS           $0x00, Z13, Z0, K2
+	VBROADCASTSS     laneff800000<>+0(SB), Z1
+	VBLENDMPS        Z1, Z12, K2, Z14
+	VBROADCASTSS     lane7f800000<>+0(SB), Z1
+	VCMPPS           $0x00, Z1, Z0, K2
+	VBLENDMPS        Z0, Z14, K2, Z15
+	VMOVUPS          Z15, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -14659,68 +14139,68 @@ TEXT ·tanhAVX512(SB), NOSPLIT, $0-48
 	JLT  end2
 
 loop2:
-	VMOVUPS     (DX), Z0
-	VMOVUPS     lanec0fcf84f<>+0(SB), Z1
-	VMOVUPS     lane40fcf84f<>+0(SB), Z2
-	VMINPS      Z0, Z2, Z2
-	VMAXPS      Z2, Z1, Z1
-	VMULPS      Z1, Z1, Z2
-	VMOVUPS     lanea59f25c0<>+0(SB), Z11
-	VFMADD213PS lane2a61337e<>+0(SB), Z2, Z11
-	VFMADD213PS laneaebd37ff<>+0(SB), Z2, Z11
-	VFMADD213PS lane335c0041<>+0(SB), Z2, Z11
-	VFMADD213PS lane3779434a<>+0(SB), Z2, Z11
-	VFMADD213PS lane3a270ded<>+0(SB), Z2, Z11
-	VFMADD213PS lane3ba059dc<>+0(SB), Z2, Z11
-	VMOVUPS     lane35a0d3d8<>+0(SB), Z12
-	VFMADD213PS lane38f895d6<>+0(SB), Z2, Z12
-	VFMADD213PS lane3b14aa05<>+0(SB), Z2, Z12
-	VFMADD213PS lane3ba059dd<>+0(SB), Z2, Z12
-	VMULPS      Z1, Z11, Z1
-	VDIVPS      Z12, Z1, Z1
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z2
-	VMOVUPS     lane39d1b717<>+0(SB), Z11
-	VCMPPS      $0x11, Z11, Z2, K1
-	VBLENDMPS   Z0, Z1, K1, Z3
-	VMOVUPS     lane41100000<>+0(SB), Z1
-	VCMPPS      $0x1e, Z1, Z2, K1
-	VANDPS      lane80000000<>+0(SB), Z0, Z0
-	VORPS       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS   Z0, Z3, K1, Z4
-	VMOVUPS     Z4, (AX)
-	VMOVUPS     64(DX), Z0
-	VMOVUPS     lanec0fcf84f<>+0(SB), Z1
-	VMOVUPS     lane40fcf84f<>+0(SB), Z2
-	VMINPS      Z0, Z2, Z2
-	VMAXPS      Z2, Z1, Z1
-	VMULPS      Z1, Z1, Z2
-	VMOVUPS     lanea59f25c0<>+0(SB), Z11
-	VFMADD213PS lane2a61337e<>+0(SB), Z2, Z11
-	VFMADD213PS laneaebd37ff<>+0(SB), Z2, Z11
-	VFMADD213PS lane335c0041<>+0(SB), Z2, Z11
-	VFMADD213PS lane3779434a<>+0(SB), Z2, Z11
-	VFMADD213PS lane3a270ded<>+0(SB), Z2, Z11
-	VFMADD213PS lane3ba059dc<>+0(SB), Z2, Z11
-	VMOVUPS     lane35a0d3d8<>+0(SB), Z12
-	VFMADD213PS lane38f895d6<>+0(SB), Z2, Z12
-	VFMADD213PS lane3b14aa05<>+0(SB), Z2, Z12
-	VFMADD213PS lane3ba059dd<>+0(SB), Z2, Z12
-	VMULPS      Z1, Z11, Z1
-	VDIVPS      Z12, Z1, Z1
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z2
-	VMOVUPS     lane39d1b717<>+0(SB), Z11
-	VCMPPS      $0x11, Z11, Z2, K1
-	VBLENDMPS   Z0, Z1, K1, Z5
-	VMOVUPS     lane41100000<>+0(SB), Z1
-	VCMPPS      $0x1e, Z1, Z2, K1
-	VANDPS      lane80000000<>+0(SB), Z0, Z0
-	VORPS       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS   Z0, Z5, K1, Z6
-	VMOVUPS     Z6, 64(AX)
-	ADDQ        $0x00000080, AX
-	ADDQ        $0x00000080, DX
-	SUBQ        $0x00000020, CX
-	JGE         loop2
+	VMOVUPS          (DX), Z0
+	VBROADCASTSS     lanec0fcf84f<>+0(SB), Z1
+	VBROADCASTSS     lane40fcf84f<>+0(SB), Z2
+	VMINPS           Z0, Z2, Z2
+	VMAXPS           Z2, Z1, Z1
+	VMULPS           Z1, Z1, Z2
+	VBROADCASTSS     lanea59f25c0<>+0(SB), Z11
+	VFMADD213PS.BCST lane2a61337e<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST laneaebd37ff<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lane335c0041<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lane3779434a<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lane3a270ded<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lane3ba059dc<>+0(SB), Z2, Z11
+	VBROADCASTSS     lane35a0d3d8<>+0(SB), Z12
+	VFMADD213PS.BCST lane38f895d6<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lane3b14aa05<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lane3ba059dd<>+0(SB), Z2, Z12
+	VMULPS           Z1, Z11, Z1
+	VDIVPS           Z12, Z1, Z1
+	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z2
+	VBROADCASTSS     lane39d1b717<>+0(SB), Z11
+	VCMPPS           $0x11, Z11, Z2, K1
+	VBLENDMPS        Z0, Z1, K1, Z3
+	VBROADCASTSS     lane41100000<>+0(SB), Z1
+	VCMPPS           $0x1e, Z1, Z2, K1
+	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
+	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS        Z0, Z3, K1, Z4
+	VMOVUPS          Z4, (AX)
+	VMOVUPS          64(DX), Z0
+	VBROADCASTSS     lanec0fcf84f<>+0(SB), Z1
+	VBROADCASTSS     lane40fcf84f<>+0(SB), Z2
+	VMINPS           Z0, Z2, Z2
+	VMAXPS           Z2, Z1, Z1
+	VMULPS           Z1, Z1, Z2
+	VBROADCASTSS     lanea59f25c0<>+0(SB), Z11
+	VFMADD213PS.BCST lane2a61337e<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST laneaebd37ff<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lane335c0041<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lane3779434a<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lane3a270ded<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lane3ba059dc<>+0(SB), Z2, Z11
+	VBROADCASTSS     lane35a0d3d8<>+0(SB), Z12
+	VFMADD213PS.BCST lane38f895d6<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lane3b14aa05<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lane3ba059dd<>+0(SB), Z2, Z12
+	VMULPS           Z1, Z11, Z1
+	VDIVPS           Z12, Z1, Z1
+	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z2
+	VBROADCASTSS     lane39d1b717<>+0(SB), Z11
+	VCMPPS           $0x11, Z11, Z2, K1
+	VBLENDMPS        Z0, Z1, K1, Z5
+	VBROADCASTSS     lane41100000<>+0(SB), Z1
+	VCMPPS           $0x1e, Z1, Z2, K1
+	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
+	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS        Z0, Z5, K1, Z6
+	VMOVUPS          Z6, 64(AX)
+	ADDQ             $0x00000080, AX
+	ADDQ             $0x00000080, DX
+	SUBQ             $0x00000020, CX
+	JGE              loop2
 
 end2:
 	ADDQ $0x00000020, CX
@@ -14728,76 +14208,76 @@ end2:
 	JLT  end1
 
 loop1:
-	VMOVUPS     (DX), Z0
-	VMOVUPS     lanec0fcf84f<>+0(SB), Z1
-	VMOVUPS     lane40fcf84f<>+0(SB), Z2
-	VMINPS      Z0, Z2, Z2
-	VMAXPS      Z2, Z1, Z1
-	VMULPS      Z1, Z1, Z2
-	VMOVUPS     lanea59f25c0<>+0(SB), Z3
-	VFMADD213PS lane2a61337e<>+0(SB), Z2, Z3
-	VFMADD213PS laneaebd37ff<>+0(SB), Z2, Z3
-	VFMADD213PS lane335c0041<>+0(SB), Z2, Z3
-	VFMADD213PS lane3779434a<>+0(SB), Z2, Z3
-	VFMADD213PS lane3a270ded<>+0(SB), Z2, Z3
-	VFMADD213PS lane3ba059dc<>+0(SB), Z2, Z3
-	VMOVUPS     lane35a0d3d8<>+0(SB), Z4
-	VFMADD213PS lane38f895d6<>+0(SB), Z2, Z4
-	VFMADD213PS lane3b14aa05<>+0(SB), Z2, Z4
-	VFMADD213PS lane3ba059dd<>+0(SB), Z2, Z4
-	VMULPS      Z1, Z3, Z1
-	VDIVPS      Z4, Z1, Z1
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z2
-	VMOVUPS     lane39d1b717<>+0(SB), Z3
-	VCMPPS      $0x11, Z3, Z2, K1
-	VBLENDMPS   Z0, Z1, K1, Z7
-	VMOVUPS     lane41100000<>+0(SB), Z1
-	VCMPPS      $0x1e, Z1, Z2, K1
-	VANDPS      lane80000000<>+0(SB), Z0, Z0
-	VORPS       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS   Z0, Z7, K1, Z8
-	VMOVUPS     Z8, (AX)
-	ADDQ        $0x00000040, AX
-	ADDQ        $0x00000040, DX
-	SUBQ        $0x00000010, CX
-	JGE         loop1
+	VMOVUPS          (DX), Z0
+	VBROADCASTSS     lanec0fcf84f<>+0(SB), Z1
+	VBROADCASTSS     lane40fcf84f<>+0(SB), Z2
+	VMINPS           Z0, Z2, Z2
+	VMAXPS           Z2, Z1, Z1
+	VMULPS           Z1, Z1, Z2
+	VBROADCASTSS     lanea59f25c0<>+0(SB), Z3
+	VFMADD213PS.BCST lane2a61337e<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST laneaebd37ff<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lane335c0041<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lane3779434a<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lane3a270ded<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lane3ba059dc<>+0(SB), Z2, Z3
+	VBROADCASTSS     lane35a0d3d8<>+0(SB), Z4
+	VFMADD213PS.BCST lane38f895d6<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lane3b14aa05<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lane3ba059dd<>+0(SB), Z2, Z4
+	VMULPS           Z1, Z3, Z1
+	VDIVPS           Z4, Z1, Z1
+	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z2
+	VBROADCASTSS     lane39d1b717<>+0(SB), Z3
+	VCMPPS           $0x11, Z3, Z2, K1
+	VBLENDMPS        Z0, Z1, K1, Z7
+	VBROADCASTSS     lane41100000<>+0(SB), Z1
+	VCMPPS           $0x1e, Z1, Z2, K1
+	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
+	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS        Z0, Z7, K1, Z8
+	VMOVUPS          Z8, (AX)
+	ADDQ             $0x00000040, AX
+	ADDQ             $0x00000040, DX
+	SUBQ             $0x00000010, CX
+	JGE              loop1
 
 end1:
-	ADDQ        $0x00000010, CX
-	JEQ         done
-	MOVQ        $0x00000001, BX
-	SHLQ        CL, BX
-	DECQ        BX
-	KMOVW       BX, K1
-	VMOVUPS.Z   (DX), K1, Z0
-	VMOVUPS     lanec0fcf84f<>+0(SB), Z1
-	VMOVUPS     lane40fcf84f<>+0(SB), Z2
-	VMINPS      Z0, Z2, Z2
-	VMAXPS      Z2, Z1, Z1
-	VMULPS      Z1, Z1, Z2
-	VMOVUPS     lanea59f25c0<>+0(SB), Z3
-	VFMADD213PS lane2a61337e<>+0(SB), Z2, Z3
-	VFMADD213PS laneaebd37ff<>+0(SB), Z2, Z3
-	VFMADD213PS lane335c0041<>+0(SB), Z2, Z3
-	VFMADD213PS lane3779434a<>+0(SB), Z2, Z3
-	VFMADD213PS lane3a270ded<>+0(SB), Z2, Z3
-	VFMADD213PS lane3ba059dc<>+0(SB), Z2, Z3
-	VMOVUPS     lane35a0d3d8<>+0(SB), Z4
-	VFMADD213PS lane38f895d6<>+0(SB), Z2, Z4
-	VFMADD213PS lane3b14aa05<>+0(SB), Z2, Z4
-	VFMADD213PS lane3ba059dd<>+0(SB), Z2, Z4
-	VMULPS      Z1, Z3, Z1
-	VDIVPS      Z4, Z1, Z1
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z2
-	VMOVUPS     lane39d1b717<>+0(SB), Z3
-	VCMPPS      $0x11, Z3, Z2, K2
-	VBLENDMPS   Z0, Z1, K2, Z9
-	VMOVUPS     lane41100000<>+0(SB), Z1
-	VCMPPS      $0x1e, Z1, Z2, K2
-	VANDPS      lane80000000<>+0(SB), Z0, Z0
-	VORPS       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS   Z0, Z9, K2, Z10
-	VMOVUPS     Z10, K1, (AX)
+	ADDQ             $0x00000010, CX
+	JEQ              done
+	MOVQ             $0x00000001, BX
+	SHLQ             CL, BX
+	DECQ             BX
+	KMOVW            BX, K1
+	VMOVUPS.Z        (DX), K1, Z0
+	VBROADCASTSS     lanec0fcf84f<>+0(SB), Z1
+	VBROADCASTSS     lane40fcf84f<>+0(SB), Z2
+	VMINPS           Z0, Z2, Z2
+	VMAXPS           Z2, Z1, Z1
+	VMULPS           Z1, Z1, Z2
+	VBROADCASTSS     lanea59f25c0<>+0(SB), Z3
+	VFMADD213PS.BCST lane2a61337e<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST laneaebd37ff<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lane335c0041<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lane3779434a<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lane3a270ded<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lane3ba059dc<>+0(SB), Z2, Z3
+	VBROADCASTSS     lane35a0d3d8<>+0(SB), Z4
+	VFMADD213PS.BCST lane38f895d6<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lane3b14aa05<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lane3ba059dd<>+0(SB), Z2, Z4
+	VMULPS           Z1, Z3, Z1
+	VDIVPS           Z4, Z1, Z1
+	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z2
+	VBROADCASTSS     lane39d1b717<>+0(SB), Z3
+	VCMPPS           $0x11, Z3, Z2, K2
+	VBLENDMPS        Z0, Z1, K2, Z9
+	VBROADCASTSS     lane41100000<>+0(SB), Z1
+	VCMPPS           $0x1e, Z1, Z2, K2
+	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
+	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS        Z0, Z9, K2, Z10
+	VMOVUPS          Z10, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -14813,66 +14293,66 @@ TEXT ·logisticAVX512(SB), NOSPLIT, $0-48
 	JLT  end2
 
 loop2:
-	VMOVUPS      (DX), Z0
-	VXORPS       lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z17
-	VCMPPS       $0x12, Z17, Z0, K1
-	VPXORD       Z1, Z1, Z1
-	VMOVUPS      lane42b1999a<>+0(SB), Z17
-	VMINPS       Z0, Z17, Z0
-	VBLENDMPS    Z1, Z0, K1, Z2
-	VMULPS       lane3fb8aa3b<>+0(SB), Z2, Z0
-	VRNDSCALEPS  $0x08, Z0, Z0
-	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z2
-	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z2
-	VMOVUPS      lane39506967<>+0(SB), Z17
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z2, Z17
-	VFMADD213PS  lane3c088908<>+0(SB), Z2, Z17
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z2, Z17
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z2, Z17
-	VFMADD213PS  lane3f000000<>+0(SB), Z2, Z17
-	VMULPS       Z2, Z17, Z17
-	VFMADD213PS  Z2, Z2, Z17
-	VADDPS       lane3f800000<>+0(SB), Z17, Z17
-	VSCALEFPS    Z0, Z17, Z0
-	VPXORD       Z3, Z3, Z3
-	VBLENDMPS    Z3, Z0, K1, Z4
-	VMOVUPS      lane3f800000<>+0(SB), Z0
-	VADDPS       lane3f800000<>+0(SB), Z4, Z17
-	VDIVPS       Z17, Z0, Z0
-	VMOVUPS      Z0, (AX)
-	VMOVUPS      64(DX), Z0
-	VXORPS       lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z17
-	VCMPPS       $0x12, Z17, Z0, K1
-	VPXORD       Z5, Z5, Z5
-	VMOVUPS      lane42b1999a<>+0(SB), Z17
-	VMINPS       Z0, Z17, Z0
-	VBLENDMPS    Z5, Z0, K1, Z6
-	VMULPS       lane3fb8aa3b<>+0(SB), Z6, Z0
-	VRNDSCALEPS  $0x08, Z0, Z0
-	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z6
-	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z6
-	VMOVUPS      lane39506967<>+0(SB), Z17
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z6, Z17
-	VFMADD213PS  lane3c088908<>+0(SB), Z6, Z17
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z6, Z17
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z6, Z17
-	VFMADD213PS  lane3f000000<>+0(SB), Z6, Z17
-	VMULPS       Z6, Z17, Z17
-	VFMADD213PS  Z6, Z6, Z17
-	VADDPS       lane3f800000<>+0(SB), Z17, Z17
-	VSCALEFPS    Z0, Z17, Z0
-	VPXORD       Z7, Z7, Z7
-	VBLENDMPS    Z7, Z0, K1, Z8
-	VMOVUPS      lane3f800000<>+0(SB), Z0
-	VADDPS       lane3f800000<>+0(SB), Z8, Z17
-	VDIVPS       Z17, Z0, Z0
-	VMOVUPS      Z0, 64(AX)
-	ADDQ         $0x00000080, AX
-	ADDQ         $0x00000080, DX
-	SUBQ         $0x00000020, CX
-	JGE          loop2
+	VMOVUPS           (DX), Z0
+	VXORPS.BCST       lane80000000<>+0(SB), Z0, Z0
+	VBROADCASTSS      lanec2d00000<>+0(SB), Z17
+	VCMPPS            $0x12, Z17, Z0, K1
+	VPXORD            Z1, Z1, Z1
+	VBROADCASTSS      lane42b1999a<>+0(SB), Z17
+	VMINPS            Z0, Z17, Z0
+	VBLENDMPS         Z1, Z0, K1, Z2
+	VMULPS.BCST       lane3fb8aa3b<>+0(SB), Z2, Z0
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VFNMADD231PS.BCST lane3f318000<>+0(SB), Z0, Z2
+	VFNMADD231PS.BCST laneb95e8083<>+0(SB), Z0, Z2
+	VBROADCASTSS      lane39506967<>+0(SB), Z17
+	VFMADD213PS.BCST  lane3ab743ce<>+0(SB), Z2, Z17
+	VFMADD213PS.BCST  lane3c088908<>+0(SB), Z2, Z17
+	VFMADD213PS.BCST  lane3d2aa9c1<>+0(SB), Z2, Z17
+	VFMADD213PS.BCST  lane3e2aaaaa<>+0(SB), Z2, Z17
+	VFMADD213PS.BCST  lane3f000000<>+0(SB), Z2, Z17
+	VMULPS            Z2, Z17, Z17
+	VFMADD213PS       Z2, Z2, Z17
+	VADDPS.BCST       lane3f800000<>+0(SB), Z17, Z17
+	VSCALEFPS         Z0, Z17, Z0
+	VPXORD            Z3, Z3, Z3
+	VBLENDMPS         Z3, Z0, K1, Z4
+	VBROADCASTSS      lane3f800000<>+0(SB), Z0
+	VADDPS.BCST       lane3f800000<>+0(SB), Z4, Z17
+	VDIVPS            Z17, Z0, Z0
+	VMOVUPS           Z0, (AX)
+	VMOVUPS           64(DX), Z0
+	VXORPS.BCST       lane80000000<>+0(SB), Z0, Z0
+	VBROADCASTSS      lanec2d00000<>+0(SB), Z17
+	VCMPPS            $0x12, Z17, Z0, K1
+	VPXORD            Z5, Z5, Z5
+	VBROADCASTSS      lane42b1999a<>+0(SB), Z17
+	VMINPS            Z0, Z17, Z0
+	VBLENDMPS         Z5, Z0, K1, Z6
+	VMULPS.BCST       lane3fb8aa3b<>+0(SB), Z6, Z0
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VFNMADD231PS.BCST lane3f318000<>+0(SB), Z0, Z6
+	VFNMADD231PS.BCST laneb95e8083<>+0(SB), Z0, Z6
+	VBROADCASTSS      lane39506967<>+0(SB), Z17
+	VFMADD213PS.BCST  lane3ab743ce<>+0(SB), Z6, Z17
+	VFMADD213PS.BCST  lane3c088908<>+0(SB), Z6, Z17
+	VFMADD213PS.BCST  lane3d2aa9c1<>+0(SB), Z6, Z17
+	VFMADD213PS.BCST  lane3e2aaaaa<>+0(SB), Z6, Z17
+	VFMADD213PS.BCST  lane3f000000<>+0(SB), Z6, Z17
+	VMULPS            Z6, Z17, Z17
+	VFMADD213PS       Z6, Z6, Z17
+	VADDPS.BCST       lane3f800000<>+0(SB), Z17, Z17
+	VSCALEFPS         Z0, Z17, Z0
+	VPXORD            Z7, Z7, Z7
+	VBLENDMPS         Z7, Z0, K1, Z8
+	VBROADCASTSS      lane3f800000<>+0(SB), Z0
+	VADDPS.BCST       lane3f800000<>+0(SB), Z8, Z17
+	VDIVPS            Z17, Z0, Z0
+	VMOVUPS           Z0, 64(AX)
+	ADDQ              $0x00000080, AX
+	ADDQ              $0x00000080, DX
+	SUBQ              $0x00000020, CX
+	JGE               loop2
 
 end2:
 	ADDQ $0x00000020, CX
@@ -14880,74 +14360,74 @@ end2:
 	JLT  end1
 
 loop1:
-	VMOVUPS      (DX), Z0
-	VXORPS       lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VCMPPS       $0x12, Z1, Z0, K1
-	VPXORD       Z9, Z9, Z9
-	VMOVUPS      lane42b1999a<>+0(SB), Z1
-	VMINPS       Z0, Z1, Z0
-	VBLENDMPS    Z9, Z0, K1, Z10
-	VMULPS       lane3fb8aa3b<>+0(SB), Z10, Z0
-	VRNDSCALEPS  $0x08, Z0, Z0
-	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z10
-	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z10
-	VMOVUPS      lane39506967<>+0(SB), Z1
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z10, Z1
-	VFMADD213PS  lane3c088908<>+0(SB), Z10, Z1
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z10, Z1
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z10, Z1
-	VFMADD213PS  lane3f000000<>+0(SB), Z10, Z1
-	VMULPS       Z10, Z1, Z1
-	VFMADD213PS  Z10, Z10, Z1
-	VADDPS       lane3f800000<>+0(SB), Z1, Z1
-	VSCALEFPS    Z0, Z1, Z0
-	VPXORD       Z11, Z11, Z11
-	VBLENDMPS    Z11, Z0, K1, Z12
-	VMOVUPS      lane3f800000<>+0(SB), Z0
-	VADDPS       lane3f800000<>+0(SB), Z12, Z1
-	VDIVPS       Z1, Z0, Z0
-	VMOVUPS      Z0, (AX)
-	ADDQ         $0x00000040, AX
-	ADDQ         $0x00000040, DX
-	SUBQ         $0x00000010, CX
-	JGE          loop1
+	VMOVUPS           (DX), Z0
+	VXORPS.BCST       lane80000000<>+0(SB), Z0, Z0
+	VBROADCASTSS      lanec2d00000<>+0(SB), Z1
+	VCMPPS            $0x12, Z1, Z0, K1
+	VPXORD            Z9, Z9, Z9
+	VBROADCASTSS      lane42b1999a<>+0(SB), Z1
+	VMINPS            Z0, Z1, Z0
+	VBLENDMPS         Z9, Z0, K1, Z10
+	VMULPS.BCST       lane3fb8aa3b<>+0(SB), Z10, Z0
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VFNMADD231PS.BCST lane3f318000<>+0(SB), Z0, Z10
+	VFNMADD231PS.BCST laneb95e8083<>+0(SB), Z0, Z10
+	VBROADCASTSS      lane39506967<>+0(SB), Z1
+	VFMADD213PS.BCST  lane3ab743ce<>+0(SB), Z10, Z1
+	VFMADD213PS.BCST  lane3c088908<>+0(SB), Z10, Z1
+	VFMADD213PS.BCST  lane3d2aa9c1<>+0(SB), Z10, Z1
+	VFMADD213PS.BCST  lane3e2aaaaa<>+0(SB), Z10, Z1
+	VFMADD213PS.BCST  lane3f000000<>+0(SB), Z10, Z1
+	VMULPS            Z10, Z1, Z1
+	VFMADD213PS       Z10, Z10, Z1
+	VADDPS.BCST       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS         Z0, Z1, Z0
+	VPXORD            Z11, Z11, Z11
+	VBLENDMPS         Z11, Z0, K1, Z12
+	VBROADCASTSS      lane3f800000<>+0(SB), Z0
+	VADDPS.BCST       lane3f800000<>+0(SB), Z12, Z1
+	VDIVPS            Z1, Z0, Z0
+	VMOVUPS           Z0, (AX)
+	ADDQ              $0x00000040, AX
+	ADDQ              $0x00000040, DX
+	SUBQ              $0x00000010, CX
+	JGE               loop1
 
 end1:
-	ADDQ         $0x00000010, CX
-	JEQ          done
-	MOVQ         $0x00000001, BX
-	SHLQ         CL, BX
-	DECQ         BX
-	KMOVW        BX, K1
-	VMOVUPS.Z    (DX), K1, Z0
-	VXORPS       lane80000000<>+0(SB), Z0, Z0
-	VMOVUPS      lanec2d00000<>+0(SB), Z1
-	VCMPPS       $0x12, Z1, Z0, K2
-	VPXORD       Z13, Z13, Z13
-	VMOVUPS      lane42b1999a<>+0(SB), Z1
-	VMINPS       Z0, Z1, Z0
-	VBLENDMPS    Z13, Z0, K2, Z14
-	VMULPS       lane3fb8aa3b<>+0(SB), Z14, Z0
-	VRNDSCALEPS  $0x08, Z0, Z0
-	VFNMADD231PS lane3f318000<>+0(SB), Z0, Z14
-	VFNMADD231PS laneb95e8083<>+0(SB), Z0, Z14
-	VMOVUPS      lane39506967<>+0(SB), Z1
-	VFMADD213PS  lane3ab743ce<>+0(SB), Z14, Z1
-	VFMADD213PS  lane3c088908<>+0(SB), Z14, Z1
-	VFMADD213PS  lane3d2aa9c1<>+0(SB), Z14, Z1
-	VFMADD213PS  lane3e2aaaaa<>+0(SB), Z14, Z1
-	VFMADD213PS  lane3f000000<>+0(SB), Z14, Z1
-	VMULPS       Z14, Z1, Z1
-	VFMADD213PS  Z14, Z14, Z1
-	VADDPS       lane3f800000<>+0(SB), Z1, Z1
-	VSCALEFPS    Z0, Z1, Z0
-	VPXORD       Z15, Z15, Z15
-	VBLENDMPS    Z15, Z0, K2, Z16
-	VMOVUPS      lane3f800000<>+0(SB), Z0
-	VADDPS       lane3f800000<>+0(SB), Z16, Z1
-	VDIVPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (AX)
+	ADDQ              $0x00000010, CX
+	JEQ               done
+	MOVQ              $0x00000001, BX
+	SHLQ              CL, BX
+	DECQ              BX
+	KMOVW             BX, K1
+	VMOVUPS.Z         (DX), K1, Z0
+	VXORPS.BCST       lane80000000<>+0(SB), Z0, Z0
+	VBROADCASTSS      lanec2d00000<>+0(SB), Z1
+	VCMPPS            $0x12, Z1, Z0, K2
+	VPXORD            Z13, Z13, Z13
+	VBROADCASTSS      lane42b1999a<>+0(SB), Z1
+	VMINPS            Z0, Z1, Z0
+	VBLENDMPS         Z13, Z0, K2, Z14
+	VMULPS.BCST       lane3fb8aa3b<>+0(SB), Z14, Z0
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VFNMADD231PS.BCST lane3f318000<>+0(SB), Z0, Z14
+	VFNMADD231PS.BCST laneb95e8083<>+0(SB), Z0, Z14
+	VBROADCASTSS      lane39506967<>+0(SB), Z1
+	VFMADD213PS.BCST  lane3ab743ce<>+0(SB), Z14, Z1
+	VFMADD213PS.BCST  lane3c088908<>+0(SB), Z14, Z1
+	VFMADD213PS.BCST  lane3d2aa9c1<>+0(SB), Z14, Z1
+	VFMADD213PS.BCST  lane3e2aaaaa<>+0(SB), Z14, Z1
+	VFMADD213PS.BCST  lane3f000000<>+0(SB), Z14, Z1
+	VMULPS            Z14, Z1, Z1
+	VFMADD213PS       Z14, Z14, Z1
+	VADDPS.BCST       lane3f800000<>+0(SB), Z1, Z1
+	VSCALEFPS         Z0, Z1, Z0
+	VPXORD            Z15, Z15, Z15
+	VBLENDMPS         Z15, Z0, K2, Z16
+	VBROADCASTSS      lane3f800000<>+0(SB), Z0
+	VADDPS.BCST       lane3f800000<>+0(SB), Z16, Z1
+	VDIVPS            Z1, Z0, Z0
+	VMOVUPS           Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -14963,72 +14443,72 @@ TEXT ·erfAVX512(SB), NOSPLIT, $0-48
 	JLT  end2
 
 loop2:
-	VMOVUPS     (DX), Z0
-	VMOVUPS     lanec0800000<>+0(SB), Z1
-	VMOVUPS     lane40800000<>+0(SB), Z2
-	VMINPS      Z0, Z2, Z2
-	VMAXPS      Z2, Z1, Z1
-	VMULPS      Z1, Z1, Z2
-	VMOVUPS     laneaf95df0b<>+0(SB), Z11
-	VFMADD213PS lane32edffee<>+0(SB), Z2, Z11
-	VFMADD213PS laneb60cff51<>+0(SB), Z2, Z11
-	VFMADD213PS laneb86ec2d2<>+0(SB), Z2, Z11
-	VFMADD213PS laneba40ac63<>+0(SB), Z2, Z11
-	VFMADD213PS lanebb41a1f6<>+0(SB), Z2, Z11
-	VFMADD213PS lanebc83dbd4<>+0(SB), Z2, Z11
-	VMOVUPS     laneb77460cd<>+0(SB), Z12
-	VFMADD213PS laneb95fbd29<>+0(SB), Z2, Z12
-	VFMADD213PS lanebadc924e<>+0(SB), Z2, Z12
-	VFMADD213PS lanebbf19bf8<>+0(SB), Z2, Z12
-	VFMADD213PS lanebc69b6a7<>+0(SB), Z2, Z12
-	VMULPS      Z1, Z11, Z1
-	VDIVPS      Z12, Z1, Z1
-	VMULPS      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z11
-	VMOVUPS     lane2edbe6ff<>+0(SB), Z12
-	VCMPPS      $0x11, Z12, Z11, K1
-	VBLENDMPS   Z2, Z1, K1, Z3
-	VMOVUPS     lane40800000<>+0(SB), Z1
-	VCMPPS      $0x1e, Z1, Z11, K1
-	VANDPS      lane80000000<>+0(SB), Z0, Z0
-	VORPS       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS   Z0, Z3, K1, Z4
-	VMOVUPS     Z4, (AX)
-	VMOVUPS     64(DX), Z0
-	VMOVUPS     lanec0800000<>+0(SB), Z1
-	VMOVUPS     lane40800000<>+0(SB), Z2
-	VMINPS      Z0, Z2, Z2
-	VMAXPS      Z2, Z1, Z1
-	VMULPS      Z1, Z1, Z2
-	VMOVUPS     laneaf95df0b<>+0(SB), Z11
-	VFMADD213PS lane32edffee<>+0(SB), Z2, Z11
-	VFMADD213PS laneb60cff51<>+0(SB), Z2, Z11
-	VFMADD213PS laneb86ec2d2<>+0(SB), Z2, Z11
-	VFMADD213PS laneba40ac63<>+0(SB), Z2, Z11
-	VFMADD213PS lanebb41a1f6<>+0(SB), Z2, Z11
-	VFMADD213PS lanebc83dbd4<>+0(SB), Z2, Z11
-	VMOVUPS     laneb77460cd<>+0(SB), Z12
-	VFMADD213PS laneb95fbd29<>+0(SB), Z2, Z12
-	VFMADD213PS lanebadc924e<>+0(SB), Z2, Z12
-	VFMADD213PS lanebbf19bf8<>+0(SB), Z2, Z12
-	VFMADD213PS lanebc69b6a7<>+0(SB), Z2, Z12
-	VMULPS      Z1, Z11, Z1
-	VDIVPS      Z12, Z1, Z1
-	VMULPS      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z11
-	VMOVUPS     lane2edbe6ff<>+0(SB), Z12
-	VCMPPS      $0x11, Z12, Z11, K1
-	VBLENDMPS   Z2, Z1, K1, Z5
-	VMOVUPS     lane40800000<>+0(SB), Z1
-	VCMPPS      $0x1e, Z1, Z11, K1
-	VANDPS      lane80000000<>+0(SB), Z0, Z0
-	VORPS       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS   Z0, Z5, K1, Z6
-	VMOVUPS     Z6, 64(AX)
-	ADDQ        $0x00000080, AX
-	ADDQ        $0x00000080, DX
-	SUBQ        $0x00000020, CX
-	JGE         loop2
+	VMOVUPS          (DX), Z0
+	VBROADCASTSS     lanec0800000<>+0(SB), Z1
+	VBROADCASTSS     lane40800000<>+0(SB), Z2
+	VMINPS           Z0, Z2, Z2
+	VMAXPS           Z2, Z1, Z1
+	VMULPS           Z1, Z1, Z2
+	VBROADCASTSS     laneaf95df0b<>+0(SB), Z11
+	VFMADD213PS.BCST lane32edffee<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST laneb60cff51<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST laneb86ec2d2<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST laneba40ac63<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lanebb41a1f6<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lanebc83dbd4<>+0(SB), Z2, Z11
+	VBROADCASTSS     laneb77460cd<>+0(SB), Z12
+	VFMADD213PS.BCST laneb95fbd29<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lanebadc924e<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lanebbf19bf8<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lanebc69b6a7<>+0(SB), Z2, Z12
+	VMULPS           Z1, Z11, Z1
+	VDIVPS           Z12, Z1, Z1
+	VMULPS.BCST      lane3f906ebb<>+0(SB), Z0, Z2
+	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z11
+	VBROADCASTSS     lane2edbe6ff<>+0(SB), Z12
+	VCMPPS           $0x11, Z12, Z11, K1
+	VBLENDMPS        Z2, Z1, K1, Z3
+	VBROADCASTSS     lane40800000<>+0(SB), Z1
+	VCMPPS           $0x1e, Z1, Z11, K1
+	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
+	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS        Z0, Z3, K1, Z4
+	VMOVUPS          Z4, (AX)
+	VMOVUPS          64(DX), Z0
+	VBROADCASTSS     lanec0800000<>+0(SB), Z1
+	VBROADCASTSS     lane40800000<>+0(SB), Z2
+	VMINPS           Z0, Z2, Z2
+	VMAXPS           Z2, Z1, Z1
+	VMULPS           Z1, Z1, Z2
+	VBROADCASTSS     laneaf95df0b<>+0(SB), Z11
+	VFMADD213PS.BCST lane32edffee<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST laneb60cff51<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST laneb86ec2d2<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST laneba40ac63<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lanebb41a1f6<>+0(SB), Z2, Z11
+	VFMADD213PS.BCST lanebc83dbd4<>+0(SB), Z2, Z11
+	VBROADCASTSS     laneb77460cd<>+0(SB), Z12
+	VFMADD213PS.BCST laneb95fbd29<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lanebadc924e<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lanebbf19bf8<>+0(SB), Z2, Z12
+	VFMADD213PS.BCST lanebc69b6a7<>+0(SB), Z2, Z12
+	VMULPS           Z1, Z11, Z1
+	VDIVPS           Z12, Z1, Z1
+	VMULPS.BCST      lane3f906ebb<>+0(SB), Z0, Z2
+	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z11
+	VBROADCASTSS     lane2edbe6ff<>+0(SB), Z12
+	VCMPPS           $0x11, Z12, Z11, K1
+	VBLENDMPS        Z2, Z1, K1, Z5
+	VBROADCASTSS     lane40800000<>+0(SB), Z1
+	VCMPPS           $0x1e, Z1, Z11, K1
+	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
+	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS        Z0, Z5, K1, Z6
+	VMOVUPS          Z6, 64(AX)
+	ADDQ             $0x00000080, AX
+	ADDQ             $0x00000080, DX
+	SUBQ             $0x00000020, CX
+	JGE              loop2
 
 end2:
 	ADDQ $0x00000020, CX
@@ -15036,80 +14516,80 @@ end2:
 	JLT  end1
 
 loop1:
-	VMOVUPS     (DX), Z0
-	VMOVUPS     lanec0800000<>+0(SB), Z1
-	VMOVUPS     lane40800000<>+0(SB), Z2
-	VMINPS      Z0, Z2, Z2
-	VMAXPS      Z2, Z1, Z1
-	VMULPS      Z1, Z1, Z2
-	VMOVUPS     laneaf95df0b<>+0(SB), Z3
-	VFMADD213PS lane32edffee<>+0(SB), Z2, Z3
-	VFMADD213PS laneb60cff51<>+0(SB), Z2, Z3
-	VFMADD213PS laneb86ec2d2<>+0(SB), Z2, Z3
-	VFMADD213PS laneba40ac63<>+0(SB), Z2, Z3
-	VFMADD213PS lanebb41a1f6<>+0(SB), Z2, Z3
-	VFMADD213PS lanebc83dbd4<>+0(SB), Z2, Z3
-	VMOVUPS     laneb77460cd<>+0(SB), Z4
-	VFMADD213PS laneb95fbd29<>+0(SB), Z2, Z4
-	VFMADD213PS lanebadc924e<>+0(SB), Z2, Z4
-	VFMADD213PS lanebbf19bf8<>+0(SB), Z2, Z4
-	VFMADD213PS lanebc69b6a7<>+0(SB), Z2, Z4
-	VMULPS      Z1, Z3, Z1
-	VDIVPS      Z4, Z1, Z1
-	VMULPS      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z3
-	VMOVUPS     lane2edbe6ff<>+0(SB), Z4
-	VCMPPS      $0x11, Z4, Z3, K1
-	VBLENDMPS   Z2, Z1, K1, Z7
-	VMOVUPS     lane40800000<>+0(SB), Z1
-	VCMPPS      $0x1e, Z1, Z3, K1
-	VANDPS      lane80000000<>+0(SB), Z0, Z0
-	VORPS       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS   Z0, Z7, K1, Z8
-	VMOVUPS     Z8, (AX)
-	ADDQ        $0x00000040, AX
-	ADDQ        $0x00000040, DX
-	SUBQ        $0x00000010, CX
-	JGE         loop1
+	VMOVUPS          (DX), Z0
+	VBROADCASTSS     lanec0800000<>+0(SB), Z1
+	VBROADCASTSS     lane40800000<>+0(SB), Z2
+	VMINPS           Z0, Z2, Z2
+	VMAXPS           Z2, Z1, Z1
+	VMULPS           Z1, Z1, Z2
+	VBROADCASTSS     laneaf95df0b<>+0(SB), Z3
+	VFMADD213PS.BCST lane32edffee<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST laneb60cff51<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST laneb86ec2d2<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST laneba40ac63<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lanebb41a1f6<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lanebc83dbd4<>+0(SB), Z2, Z3
+	VBROADCASTSS     laneb77460cd<>+0(SB), Z4
+	VFMADD213PS.BCST laneb95fbd29<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebadc924e<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebbf19bf8<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebc69b6a7<>+0(SB), Z2, Z4
+	VMULPS           Z1, Z3, Z1
+	VDIVPS           Z4, Z1, Z1
+	VMULPS.BCST      lane3f906ebb<>+0(SB), Z0, Z2
+	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z3
+	VBROADCASTSS     lane2edbe6ff<>+0(SB), Z4
+	VCMPPS           $0x11, Z4, Z3, K1
+	VBLENDMPS        Z2, Z1, K1, Z7
+	VBROADCASTSS     lane40800000<>+0(SB), Z1
+	VCMPPS           $0x1e, Z1, Z3, K1
+	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
+	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS        Z0, Z7, K1, Z8
+	VMOVUPS          Z8, (AX)
+	ADDQ             $0x00000040, AX
+	ADDQ             $0x00000040, DX
+	SUBQ             $0x00000010, CX
+	JGE              loop1
 
 end1:
-	ADDQ        $0x00000010, CX
-	JEQ         done
-	MOVQ        $0x00000001, BX
-	SHLQ        CL, BX
-	DECQ        BX
-	KMOVW       BX, K1
-	VMOVUPS.Z   (DX), K1, Z0
-	VMOVUPS     lanec0800000<>+0(SB), Z1
-	VMOVUPS     lane40800000<>+0(SB), Z2
-	VMINPS      Z0, Z2, Z2
-	VMAXPS      Z2, Z1, Z1
-	VMULPS      Z1, Z1, Z2
-	VMOVUPS     laneaf95df0b<>+0(SB), Z3
-	VFMADD213PS lane32edffee<>+0(SB), Z2, Z3
-	VFMADD213PS laneb60cff51<>+0(SB), Z2, Z3
-	VFMADD213PS laneb86ec2d2<>+0(SB), Z2, Z3
-	VFMADD213PS laneba40ac63<>+0(SB), Z2, Z3
-	VFMADD213PS lanebb41a1f6<>+0(SB), Z2, Z3
-	VFMADD213PS lanebc83dbd4<>+0(SB), Z2, Z3
-	VMOVUPS     laneb77460cd<>+0(SB), Z4
-	VFMADD213PS laneb95fbd29<>+0(SB), Z2, Z4
-	VFMADD213PS lanebadc924e<>+0(SB), Z2, Z4
-	VFMADD213PS lanebbf19bf8<>+0(SB), Z2, Z4
-	VFMADD213PS lanebc69b6a7<>+0(SB), Z2, Z4
-	VMULPS      Z1, Z3, Z1
-	VDIVPS      Z4, Z1, Z1
-	VMULPS      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS      lane7fffffff<>+0(SB), Z0, Z3
-	VMOVUPS     lane2edbe6ff<>+0(SB), Z4
-	VCMPPS      $0x11, Z4, Z3, K2
-	VBLENDMPS   Z2, Z1, K2, Z9
-	VMOVUPS     lane40800000<>+0(SB), Z1
-	VCMPPS      $0x1e, Z1, Z3, K2
-	VANDPS      lane80000000<>+0(SB), Z0, Z0
-	VORPS       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS   Z0, Z9, K2, Z10
-	VMOVUPS     Z10, K1, (AX)
+	ADDQ             $0x00000010, CX
+	JEQ              done
+	MOVQ             $0x00000001, BX
+	SHLQ             CL, BX
+	DECQ             BX
+	KMOVW            BX, K1
+	VMOVUPS.Z        (DX), K1, Z0
+	VBROADCASTSS     lanec0800000<>+0(SB), Z1
+	VBROADCASTSS     lane40800000<>+0(SB), Z2
+	VMINPS           Z0, Z2, Z2
+	VMAXPS           Z2, Z1, Z1
+	VMULPS           Z1, Z1, Z2
+	VBROADCASTSS     laneaf95df0b<>+0(SB), Z3
+	VFMADD213PS.BCST lane32edffee<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST laneb60cff51<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST laneb86ec2d2<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST laneba40ac63<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lanebb41a1f6<>+0(SB), Z2, Z3
+	VFMADD213PS.BCST lanebc83dbd4<>+0(SB), Z2, Z3
+	VBROADCASTSS     laneb77460cd<>+0(SB), Z4
+	VFMADD213PS.BCST laneb95fbd29<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebadc924e<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebbf19bf8<>+0(SB), Z2, Z4
+	VFMADD213PS.BCST lanebc69b6a7<>+0(SB), Z2, Z4
+	VMULPS           Z1, Z3, Z1
+	VDIVPS           Z4, Z1, Z1
+	VMULPS.BCST      lane3f906ebb<>+0(SB), Z0, Z2
+	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z3
+	VBROADCASTSS     lane2edbe6ff<>+0(SB), Z4
+	VCMPPS           $0x11, Z4, Z3, K2
+	VBLENDMPS        Z2, Z1, K2, Z9
+	VBROADCASTSS     lane40800000<>+0(SB), Z1
+	VCMPPS           $0x1e, Z1, Z3, K2
+	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
+	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
+	VBLENDMPS        Z0, Z9, K2, Z10
+	VMOVUPS          Z10, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -15125,46 +14605,46 @@ TEXT ·signAVX512(SB), NOSPLIT, $0-48
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VPXORD    Z1, Z1, Z1
-	VCMPPS    $0x1e, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z2
-	VPXORD    Z3, Z3, Z3
-	VCMPPS    $0x11, Z3, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VSUBPS    Z0, Z2, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VPXORD    Z4, Z4, Z4
-	VCMPPS    $0x1e, Z4, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z2
-	VPXORD    Z5, Z5, Z5
-	VCMPPS    $0x11, Z5, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VSUBPS    Z0, Z2, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VPXORD    Z6, Z6, Z6
-	VCMPPS    $0x1e, Z6, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z2
-	VPXORD    Z7, Z7, Z7
-	VCMPPS    $0x11, Z7, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VSUBPS    Z0, Z2, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VPXORD    Z8, Z8, Z8
-	VCMPPS    $0x1e, Z8, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z2
-	VPXORD    Z9, Z9, Z9
-	VCMPPS    $0x11, Z9, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VSUBPS    Z0, Z2, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VPXORD         Z1, Z1, Z1
+	VCMPPS         $0x1e, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z2
+	VPXORD         Z3, Z3, Z3
+	VCMPPS         $0x11, Z3, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VSUBPS         Z0, Z2, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VPXORD         Z4, Z4, Z4
+	VCMPPS         $0x1e, Z4, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z2
+	VPXORD         Z5, Z5, Z5
+	VCMPPS         $0x11, Z5, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VSUBPS         Z0, Z2, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VPXORD         Z6, Z6, Z6
+	VCMPPS         $0x1e, Z6, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z2
+	VPXORD         Z7, Z7, Z7
+	VCMPPS         $0x11, Z7, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VSUBPS         Z0, Z2, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VPXORD         Z8, Z8, Z8
+	VCMPPS         $0x1e, Z8, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z2
+	VPXORD         Z9, Z9, Z9
+	VCMPPS         $0x11, Z9, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VSUBPS         Z0, Z2, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -15172,36 +14652,36 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VPXORD    Z10, Z10, Z10
-	VCMPPS    $0x1e, Z10, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z1
-	VPXORD    Z11, Z11, Z11
-	VCMPPS    $0x11, Z11, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VSUBPS    Z0, Z1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VPXORD         Z10, Z10, Z10
+	VCMPPS         $0x1e, Z10, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z1
+	VPXORD         Z11, Z11, Z11
+	VCMPPS         $0x11, Z11, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VSUBPS         Z0, Z1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, BX
-	SHLQ      CL, BX
-	DECQ      BX
-	KMOVW     BX, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VPXORD    Z12, Z12, Z12
-	VCMPPS    $0x1e, Z12, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z1
-	VPXORD    Z13, Z13, Z13
-	VCMPPS    $0x11, Z13, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VSUBPS    Z0, Z1, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, BX
+	SHLQ           CL, BX
+	DECQ           BX
+	KMOVW          BX, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VPXORD         Z12, Z12, Z12
+	VCMPPS         $0x1e, Z12, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z1
+	VPXORD         Z13, Z13, Z13
+	VCMPPS         $0x11, Z13, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VSUBPS         Z0, Z1, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -15385,30 +14865,30 @@ TEXT ·notAVX512(SB), NOSPLIT, $0-48
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VPXORD    Z1, Z1, Z1
-	VCMPPS    $0x00, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VPXORD    Z2, Z2, Z2
-	VCMPPS    $0x00, Z2, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VPXORD    Z3, Z3, Z3
-	VCMPPS    $0x00, Z3, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VPXORD    Z4, Z4, Z4
-	VCMPPS    $0x00, Z4, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VPXORD         Z1, Z1, Z1
+	VCMPPS         $0x00, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VPXORD         Z2, Z2, Z2
+	VCMPPS         $0x00, Z2, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VPXORD         Z3, Z3, Z3
+	VCMPPS         $0x00, Z3, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VPXORD         Z4, Z4, Z4
+	VCMPPS         $0x00, Z4, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -15416,28 +14896,28 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VPXORD    Z5, Z5, Z5
-	VCMPPS    $0x00, Z5, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VPXORD         Z5, Z5, Z5
+	VCMPPS         $0x00, Z5, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, BX
-	SHLQ      CL, BX
-	DECQ      BX
-	KMOVW     BX, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VPXORD    Z6, Z6, Z6
-	VCMPPS    $0x00, Z6, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, BX
+	SHLQ           CL, BX
+	DECQ           BX
+	KMOVW          BX, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VPXORD         Z6, Z6, Z6
+	VCMPPS         $0x00, Z6, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -15453,26 +14933,26 @@ TEXT ·isNaNAVX512(SB), NOSPLIT, $0-48
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VCMPPS    $0x03, Z0, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VCMPPS    $0x03, Z0, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VCMPPS    $0x03, Z0, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VCMPPS    $0x03, Z0, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VCMPPS         $0x03, Z0, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VCMPPS         $0x03, Z0, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VCMPPS         $0x03, Z0, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VCMPPS         $0x03, Z0, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -15480,26 +14960,26 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VCMPPS    $0x03, Z0, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VCMPPS         $0x03, Z0, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, BX
-	SHLQ      CL, BX
-	DECQ      BX
-	KMOVW     BX, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VCMPPS    $0x03, Z0, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, BX
+	SHLQ           CL, BX
+	DECQ           BX
+	KMOVW          BX, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VCMPPS         $0x03, Z0, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -15515,34 +14995,34 @@ TEXT ·isFiniteAVX512(SB), NOSPLIT, $0-48
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VSUBPS    Z0, Z0, Z0
-	VPXORD    Z1, Z1, Z1
-	VCMPPS    $0x00, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VSUBPS    Z0, Z0, Z0
-	VPXORD    Z2, Z2, Z2
-	VCMPPS    $0x00, Z2, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VSUBPS    Z0, Z0, Z0
-	VPXORD    Z3, Z3, Z3
-	VCMPPS    $0x00, Z3, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VSUBPS    Z0, Z0, Z0
-	VPXORD    Z4, Z4, Z4
-	VCMPPS    $0x00, Z4, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VSUBPS         Z0, Z0, Z0
+	VPXORD         Z1, Z1, Z1
+	VCMPPS         $0x00, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VSUBPS         Z0, Z0, Z0
+	VPXORD         Z2, Z2, Z2
+	VCMPPS         $0x00, Z2, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VSUBPS         Z0, Z0, Z0
+	VPXORD         Z3, Z3, Z3
+	VCMPPS         $0x00, Z3, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VSUBPS         Z0, Z0, Z0
+	VPXORD         Z4, Z4, Z4
+	VCMPPS         $0x00, Z4, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -15550,30 +15030,30 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VSUBPS    Z0, Z0, Z0
-	VPXORD    Z5, Z5, Z5
-	VCMPPS    $0x00, Z5, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VSUBPS         Z0, Z0, Z0
+	VPXORD         Z5, Z5, Z5
+	VCMPPS         $0x00, Z5, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, BX
-	SHLQ      CL, BX
-	DECQ      BX
-	KMOVW     BX, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VSUBPS    Z0, Z0, Z0
-	VPXORD    Z6, Z6, Z6
-	VCMPPS    $0x00, Z6, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, BX
+	SHLQ           CL, BX
+	DECQ           BX
+	KMOVW          BX, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VSUBPS         Z0, Z0, Z0
+	VPXORD         Z6, Z6, Z6
+	VCMPPS         $0x00, Z6, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -16004,31 +15484,31 @@ TEXT ·eqAVX512(SB), NOSPLIT, $0-72
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x00, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VMOVUPS   64(BX), Z1
-	VCMPPS    $0x00, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VMOVUPS   128(BX), Z1
-	VCMPPS    $0x00, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VMOVUPS   192(BX), Z1
-	VCMPPS    $0x00, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000100, BX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x00, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VMOVUPS        64(BX), Z1
+	VCMPPS         $0x00, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VMOVUPS        128(BX), Z1
+	VCMPPS         $0x00, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VMOVUPS        192(BX), Z1
+	VCMPPS         $0x00, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	ADDQ           $0x00000100, BX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -16036,29 +15516,29 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x00, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	ADDQ      $0x00000040, BX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x00, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	ADDQ           $0x00000040, BX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, SI
-	SHLQ      CL, SI
-	DECQ      SI
-	KMOVW     SI, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (BX), K1, Z1
-	VCMPPS    $0x00, Z1, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, SI
+	SHLQ           CL, SI
+	DECQ           SI
+	KMOVW          SI, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VMOVUPS.Z      (BX), K1, Z1
+	VCMPPS         $0x00, Z1, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -16075,31 +15555,31 @@ TEXT ·neAVX512(SB), NOSPLIT, $0-72
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x04, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VMOVUPS   64(BX), Z1
-	VCMPPS    $0x04, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VMOVUPS   128(BX), Z1
-	VCMPPS    $0x04, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VMOVUPS   192(BX), Z1
-	VCMPPS    $0x04, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000100, BX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x04, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VMOVUPS        64(BX), Z1
+	VCMPPS         $0x04, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VMOVUPS        128(BX), Z1
+	VCMPPS         $0x04, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VMOVUPS        192(BX), Z1
+	VCMPPS         $0x04, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	ADDQ           $0x00000100, BX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -16107,29 +15587,29 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x04, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	ADDQ      $0x00000040, BX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x04, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	ADDQ           $0x00000040, BX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, SI
-	SHLQ      CL, SI
-	DECQ      SI
-	KMOVW     SI, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (BX), K1, Z1
-	VCMPPS    $0x04, Z1, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, SI
+	SHLQ           CL, SI
+	DECQ           SI
+	KMOVW          SI, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VMOVUPS.Z      (BX), K1, Z1
+	VCMPPS         $0x04, Z1, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -16146,31 +15626,31 @@ TEXT ·ltAVX512(SB), NOSPLIT, $0-72
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x11, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VMOVUPS   64(BX), Z1
-	VCMPPS    $0x11, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VMOVUPS   128(BX), Z1
-	VCMPPS    $0x11, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VMOVUPS   192(BX), Z1
-	VCMPPS    $0x11, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000100, BX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x11, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VMOVUPS        64(BX), Z1
+	VCMPPS         $0x11, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VMOVUPS        128(BX), Z1
+	VCMPPS         $0x11, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VMOVUPS        192(BX), Z1
+	VCMPPS         $0x11, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	ADDQ           $0x00000100, BX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -16178,29 +15658,29 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x11, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	ADDQ      $0x00000040, BX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x11, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	ADDQ           $0x00000040, BX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, SI
-	SHLQ      CL, SI
-	DECQ      SI
-	KMOVW     SI, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (BX), K1, Z1
-	VCMPPS    $0x11, Z1, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, SI
+	SHLQ           CL, SI
+	DECQ           SI
+	KMOVW          SI, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VMOVUPS.Z      (BX), K1, Z1
+	VCMPPS         $0x11, Z1, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -16217,31 +15697,31 @@ TEXT ·leAVX512(SB), NOSPLIT, $0-72
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x12, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VMOVUPS   64(BX), Z1
-	VCMPPS    $0x12, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VMOVUPS   128(BX), Z1
-	VCMPPS    $0x12, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VMOVUPS   192(BX), Z1
-	VCMPPS    $0x12, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000100, BX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x12, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VMOVUPS        64(BX), Z1
+	VCMPPS         $0x12, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VMOVUPS        128(BX), Z1
+	VCMPPS         $0x12, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VMOVUPS        192(BX), Z1
+	VCMPPS         $0x12, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	ADDQ           $0x00000100, BX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -16249,29 +15729,29 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x12, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	ADDQ      $0x00000040, BX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x12, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	ADDQ           $0x00000040, BX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, SI
-	SHLQ      CL, SI
-	DECQ      SI
-	KMOVW     SI, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (BX), K1, Z1
-	VCMPPS    $0x12, Z1, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, SI
+	SHLQ           CL, SI
+	DECQ           SI
+	KMOVW          SI, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VMOVUPS.Z      (BX), K1, Z1
+	VCMPPS         $0x12, Z1, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -16288,31 +15768,31 @@ TEXT ·gtAVX512(SB), NOSPLIT, $0-72
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x1e, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VMOVUPS   64(BX), Z1
-	VCMPPS    $0x1e, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VMOVUPS   128(BX), Z1
-	VCMPPS    $0x1e, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VMOVUPS   192(BX), Z1
-	VCMPPS    $0x1e, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000100, BX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x1e, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VMOVUPS        64(BX), Z1
+	VCMPPS         $0x1e, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VMOVUPS        128(BX), Z1
+	VCMPPS         $0x1e, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VMOVUPS        192(BX), Z1
+	VCMPPS         $0x1e, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	ADDQ           $0x00000100, BX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -16320,29 +15800,29 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x1e, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	ADDQ      $0x00000040, BX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x1e, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	ADDQ           $0x00000040, BX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, SI
-	SHLQ      CL, SI
-	DECQ      SI
-	KMOVW     SI, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (BX), K1, Z1
-	VCMPPS    $0x1e, Z1, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, SI
+	SHLQ           CL, SI
+	DECQ           SI
+	KMOVW          SI, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VMOVUPS.Z      (BX), K1, Z1
+	VCMPPS         $0x1e, Z1, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -16359,31 +15839,31 @@ TEXT ·geAVX512(SB), NOSPLIT, $0-72
 	JLT  end4
 
 loop4:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x1d, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	VMOVUPS   64(DX), Z0
-	VMOVUPS   64(BX), Z1
-	VCMPPS    $0x1d, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 64(AX)
-	VMOVUPS   128(DX), Z0
-	VMOVUPS   128(BX), Z1
-	VCMPPS    $0x1d, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 128(AX)
-	VMOVUPS   192(DX), Z0
-	VMOVUPS   192(BX), Z1
-	VCMPPS    $0x1d, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, 192(AX)
-	ADDQ      $0x00000100, AX
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000100, BX
-	SUBQ      $0x00000040, CX
-	JGE       loop4
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x1d, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	VMOVUPS        64(DX), Z0
+	VMOVUPS        64(BX), Z1
+	VCMPPS         $0x1d, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 64(AX)
+	VMOVUPS        128(DX), Z0
+	VMOVUPS        128(BX), Z1
+	VCMPPS         $0x1d, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 128(AX)
+	VMOVUPS        192(DX), Z0
+	VMOVUPS        192(BX), Z1
+	VCMPPS         $0x1d, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, 192(AX)
+	ADDQ           $0x00000100, AX
+	ADDQ           $0x00000100, DX
+	ADDQ           $0x00000100, BX
+	SUBQ           $0x00000040, CX
+	JGE            loop4
 
 end4:
 	ADDQ $0x00000040, CX
@@ -16391,29 +15871,29 @@ end4:
 	JLT  end1
 
 loop1:
-	VMOVUPS   (DX), Z0
-	VMOVUPS   (BX), Z1
-	VCMPPS    $0x1d, Z1, Z0, K1
-	VMOVUPS.Z lane3f800000<>+0(SB), K1, Z0
-	VMOVUPS   Z0, (AX)
-	ADDQ      $0x00000040, AX
-	ADDQ      $0x00000040, DX
-	ADDQ      $0x00000040, BX
-	SUBQ      $0x00000010, CX
-	JGE       loop1
+	VMOVUPS        (DX), Z0
+	VMOVUPS        (BX), Z1
+	VCMPPS         $0x1d, Z1, Z0, K1
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K1, Z0
+	VMOVUPS        Z0, (AX)
+	ADDQ           $0x00000040, AX
+	ADDQ           $0x00000040, DX
+	ADDQ           $0x00000040, BX
+	SUBQ           $0x00000010, CX
+	JGE            loop1
 
 end1:
-	ADDQ      $0x00000010, CX
-	JEQ       done
-	MOVQ      $0x00000001, SI
-	SHLQ      CL, SI
-	DECQ      SI
-	KMOVW     SI, K1
-	VMOVUPS.Z (DX), K1, Z0
-	VMOVUPS.Z (BX), K1, Z1
-	VCMPPS    $0x1d, Z1, Z0, K2
-	VMOVUPS.Z lane3f800000<>+0(SB), K2, Z0
-	VMOVUPS   Z0, K1, (AX)
+	ADDQ           $0x00000010, CX
+	JEQ            done
+	MOVQ           $0x00000001, SI
+	SHLQ           CL, SI
+	DECQ           SI
+	KMOVW          SI, K1
+	VMOVUPS.Z      (DX), K1, Z0
+	VMOVUPS.Z      (BX), K1, Z1
+	VCMPPS         $0x1d, Z1, Z0, K2
+	VBROADCASTSS.Z lane3f800000<>+0(SB), K2, Z0
+	VMOVUPS        Z0, K1, (AX)
 
 done:
 	VZEROUPPER
@@ -16641,11 +16121,11 @@ TEXT ·maxRowsAVX512(SB), NOSPLIT, $0-56
 	JEQ   done
 
 row:
-	VMOVUPS laneff800000<>+0(SB), Z0
-	VMOVUPS laneff800000<>+0(SB), Z1
-	MOVQ    SI, CX
-	SUBQ    $0x00000020, CX
-	JLT     one
+	VBROADCASTSS laneff800000<>+0(SB), Z0
+	VBROADCASTSS laneff800000<>+0(SB), Z1
+	MOVQ         SI, CX
+	SUBQ         $0x00000020, CX
+	JLT          one
 
 two:
 	VMOVUPS   (BX), Z2
@@ -16673,16 +16153,16 @@ one:
 	ADDQ      $0x00000040, BX
 
 rest:
-	TESTQ     DI, DI
-	JEQ       fold
-	VMOVUPS   laneff800000<>+0(SB), Z2
-	VMOVAPS   Z2, Z2
-	VMOVUPS   (BX), K1, Z2
-	VMAXPS    Z2, Z1, Z2
-	VCMPPS    $0x03, Z1, Z1, K2
-	VBLENDMPS Z1, Z2, K2, Z6
-	VMOVAPS   Z6, Z1
-	LEAQ      (BX)(DI*4), BX
+	TESTQ        DI, DI
+	JEQ          fold
+	VBROADCASTSS laneff800000<>+0(SB), Z2
+	VMOVAPS      Z2, Z2
+	VMOVUPS      (BX), K1, Z2
+	VMAXPS       Z2, Z1, Z2
+	VCMPPS       $0x03, Z1, Z1, K2
+	VBLENDMPS    Z1, Z2, K2, Z6
+	VMOVAPS      Z6, Z1
+	LEAQ         (BX)(DI*4), BX
 
 fold:
 	VMAXPS     Z1, Z0, Z1

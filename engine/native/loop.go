@@ -39,6 +39,9 @@ type program struct {
 	// streams is set if the operands do not stay in the second cache, and one or two instructions would not wait for
 	// memory all the time anyway: operands of the next block are then asked for while a block is computed.
 	streams bool
+	// pace counts, for each instruction, the parts of those before it, and at the end all: as many shares of the next block's
+	// memory are asked for.
+	pace []int
 
 	chunks   int
 	align    int // rows; chunks begin at multiples of it
@@ -52,6 +55,8 @@ type operand struct {
 	slot int
 	str  []int // of the axes but the last
 	last int   // stride of the last axis
+	// inverse is set if all that the loop does with the operand, one element for each row, is to divide by it.
+	inverse bool
 }
 
 // result is memory that the loop writes in order.
@@ -88,6 +93,8 @@ type instr struct {
 	row     *value
 	rowArgs [3]rowArg
 	adam    *adamStep
+	inverse bool // a division by an operand that may have been inverted
+	parts   int  // a function that takes long is computed in so many parts, and memory is asked for before each
 }
 
 // slots are an instruction's operands; -1 is none.
@@ -171,7 +178,22 @@ func (x *executable) compileLoop(g *group) (*program, error) {
 	c.assign()
 	c.cut()
 	c.streams = len(c.code) >= 3 && 4*c.rows*c.cols*(len(c.whole)+len(c.results)) > streamBytes
+	c.pace = []int{0}
+	for i := range c.code {
+		in := &c.code[i]
+		in.parts = 1
+		if c.streams && in.code == opUnary && !quick[in.apply.unary] {
+			in.parts = 4
+		}
+		c.pace = append(c.pace, c.pace[i]+in.parts)
+	}
 	return c.program, nil
+}
+
+// quick are the functions that take about as long as to read their argument.
+var quick = map[kernel.UnaryOp]bool{
+	kernel.Copy: true, kernel.Neg: true, kernel.Abs: true, kernel.Square: true, kernel.Sign: true, kernel.Floor: true,
+	kernel.Ceil: true, kernel.Round: true, kernel.Not: true, kernel.IsNaN: true, kernel.IsFinite: true,
 }
 
 // over returns a view's strides over the space.
@@ -337,6 +359,7 @@ func (c *loopCompiler) operands() {
 			strided[o.slot] = o
 		}
 	}
+	c.divisors()
 	kept := c.code[:0]
 	for _, in := range c.code {
 		if in.code == opLoad {
@@ -352,6 +375,49 @@ func (c *loopCompiler) operands() {
 	}
 	c.code = kept
 }
+
+// divisors marks the operands of one element for each row that the loop only divides by. A multiplication by the inverse is
+// several times as fast, and the inverse is worth having for long rows.
+func (c *loopCompiler) divisors() {
+	only := map[int]bool{} // slots that no instruction does anything else with
+	for i := range c.code {
+		in := &c.code[i]
+		if in.code == opAdam { // it names more slots
+			return
+		}
+		divides := in.code == opBinary && in.apply.binary == kernel.Div
+		for j, a := range in.arg {
+			if a >= 0 && in.code != opNone {
+				other, seen := only[a]
+				only[a] = divides && j == 1 && (other || !seen)
+			}
+		}
+	}
+	for _, in := range c.code {
+		for _, a := range in.rowArgs {
+			if in.code == opRow && a.slot >= 0 {
+				only[a.slot] = false
+			}
+		}
+	}
+	mark := func(o *operand) {
+		o.inverse = o.last == 0 && c.cols >= minInverse && only[o.slot]
+		for i := range c.code {
+			if in := &c.code[i]; o.inverse && in.code == opBinary && in.arg[1] == o.slot {
+				in.inverse = true
+			}
+		}
+	}
+	for i := range c.fixed {
+		mark(&c.fixed[i])
+	}
+	for _, o := range c.loads {
+		mark(o)
+	}
+}
+
+// minInverse is the length of the rows whose divisors are inverted.
+const minInverse = 32
 
 // assign gives registers to the slots that are not memory. A register is free again after the last use of its slot.
 func (p *program) assign() {

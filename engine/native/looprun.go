@@ -12,6 +12,7 @@ import (
 type loopSpace struct {
 	registers []float32
 	slots     [][]float32
+	inverted  []bool // slots that hold the inverse of their operand
 	temp      []float32
 	streams   [][]float32 // what a loop asks for ahead
 	adam      kernel.Adam
@@ -24,7 +25,7 @@ func (s *loopSpace) grow(p *program) {
 		s.registers = aligned(n * p.registers)
 	}
 	if len(s.slots) < p.slots {
-		s.slots = make([][]float32, p.slots)
+		s.slots, s.inverted = make([][]float32, p.slots), make([]bool, p.slots)
 	}
 	if len(s.temp) < n {
 		s.temp = aligned(n)
@@ -108,7 +109,12 @@ func (p *program) run(s *loopSpace, from, to int, own []float32) {
 		d := s.registers[r*size : (r+1)*size]
 		slots[o.slot] = d
 		if o.last == 0 {
-			fill(d, o.base.buf[o.off])
+			v := s.temp[:1]
+			v[0] = o.base.buf[o.off]
+			if o.inverse {
+				v[0], s.inverted[o.slot] = inverse(v[0])
+			}
+			p.set.FillRows(d, v, len(d))
 			continue
 		}
 		for d = d[:min(size, (to-from)*p.cols)]; len(d) > 0; d = d[p.cols:] {
@@ -143,23 +149,46 @@ func (p *program) block(s *loopSpace, slots [][]float32, r0, r1, c0, w int, own 
 	}
 	get := func(slot int) []float32 { return slots[slot][:n] }
 	for i := range p.code {
-		if p.streams {
-			p.ahead(s, i, at+n)
-		}
 		in := &p.code[i]
+		if p.streams && in.parts == 1 {
+			p.ahead(s, p.pace[i], at+n)
+		}
 		if in.d >= 0 && p.register[in.d] >= 0 {
 			slots[in.d] = s.registers[p.register[in.d]*size:][:n]
 		}
 		switch in.code {
 		case opUnary:
-			in.unary(get(in.d), get(in.arg[0]))
+			if in.parts == 1 {
+				in.unary(get(in.d), get(in.arg[0]))
+				break
+			}
+			d, x := get(in.d), get(in.arg[0])
+			for k := range in.parts {
+				p.ahead(s, p.pace[i]+k, at+n)
+				lo, hi := n*k/in.parts&^15, n*(k+1)/in.parts&^15
+				if k+1 == in.parts {
+					hi = n
+				}
+				in.unary(d[lo:hi], x[lo:hi])
+			}
 		case opBinary:
+			if in.inverse && s.inverted[in.arg[1]] {
+				p.set.Binary[kernel.Mul](get(in.d), get(in.arg[0]), get(in.arg[1]))
+				break
+			}
 			in.binary(get(in.d), get(in.arg[0]), get(in.arg[1]))
 		case opSelect, opMulAdd:
 			in.ternary(get(in.d), get(in.arg[0]), get(in.arg[1]), get(in.arg[2]))
 		case opAdam:
 			in.adam.run(p.set, &s.adam, in, slots, n)
 		case opLoad:
+			if in.load.inverse {
+				s.inverted[in.d] = p.invert(s.temp[:r1-r0], &in.load, r0)
+				if s.inverted[in.d] {
+					p.set.FillRows(get(in.d), s.temp[:r1-r0], w)
+					break
+				}
+			}
 			slots[in.d] = p.load(get(in.d), &in.load, r0, r1, c0, w)
 		case opFold:
 			p.fold(s, in.fold, get(in.arg[0]), r0, r1, c0, w, own)
@@ -188,10 +217,11 @@ func (p *program) streamed(s *loopSpace) {
 	}
 }
 
-// ahead asks for a part of the next block, which begins at an element: what instruction i is to wait for.
+// ahead asks for a part of the next block, which begins at an element: part i of as many as the pace has.
 func (p *program) ahead(s *loopSpace, i, at int) {
 	lines := (min(p.blockRows*p.blockCols, p.rows*p.cols-at) + 15) / 16
-	from, to := lines*i/len(p.code), lines*(i+1)/len(p.code)
+	parts := p.pace[len(p.code)]
+	from, to := lines*i/parts, lines*(i+1)/parts
 	if to <= from {
 		return
 	}
@@ -311,6 +341,30 @@ func (p *program) load(block []float32, o *operand, r0, r1, c0, w int) []float32
 		c.skip(t)
 	}
 	return block
+}
+
+// invert writes the inverse of an operand of one element for each row, from row r0 on. It is false if a product with one of them
+// might be far from the quotient.
+func (p *program) invert(rows []float32, o *operand, r0 int) bool {
+	var c cursor
+	c.seek(p.dims, o.str, r0)
+	for i := range rows {
+		var ok bool
+		if rows[i], ok = inverse(o.base.buf[o.off+c.off]); !ok {
+			return false
+		}
+		c.next()
+	}
+	return true
+}
+
+// inverse returns 1/x, or x and false if x or 1/x is zero, subnormal or infinite.
+func inverse(x float32) (float32, bool) {
+	const smallest, largest = 0x1p-126, 0x1p126
+	if a := math.Abs(float64(x)); a >= smallest && a <= largest {
+		return 1 / x, true
+	}
+	return x, false
 }
 
 // repeatRows writes rows of w equal elements, each the element of src where the row begins.

@@ -86,8 +86,8 @@ func (w width) exp(x vec) vec {
 	zero := w.cmp(le, x, w.load(f32(-104)))
 	c := w.choose(zero, w.zeros(), w.min(w.load(f32(88.8)), x)) // a NaN passes
 	n := w.round(w.mul(c, f32(math.Log2E)), 0)
-	VFNMADD231PS(f32(0.693359375), n, c)
-	VFNMADD231PS(f32(-2.12194440e-4), n, c)
+	w.do(fnmadd231ps, f32(0.693359375), n, c)
+	w.do(fnmadd231ps, f32(-2.12194440e-4), n, c)
 	p := w.horner(c, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 	p = w.mul(p, c)
 	VFMADD213PS(c, c, p) // p*c*c + c
@@ -103,7 +103,7 @@ func (w width) exp(x vec) vec {
 	VPSRAD(U8(1), i, h)
 	VPSUBD(h, i, i)
 	for _, e := range []vec{h, i} {
-		VPADDD(bits(127), e, s)
+		w.do(paddd, bits(127), e, s)
 		VPSLLD(U8(23), s, s)
 		p = w.mul(p, s)
 	}
@@ -116,7 +116,7 @@ func (w width) log(x vec) vec {
 	s := w.choose(tiny, w.mul(x, f32(0x1p23)), x)
 	e, m := w.new(), w.new()
 	VPSRLD(U8(23), s, e)
-	VPSUBD(bits(126), e, e)
+	w.do(psubd, bits(126), e, e)
 	VCVTDQ2PS(e, e)
 	e2 := w.sub(e, w.only(tiny, f32(23)))
 	m = w.or(w.and(s, bits(0x007fffff)), bits(0x3f000000)) // [0.5, 1)
@@ -127,10 +127,10 @@ func (w width) log(x vec) vec {
 	p := w.horner(f, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
 		-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
 	p = w.mul(w.mul(p, f), sq)
-	VFMADD231PS(f32(-2.12194440e-4), e2, p)
-	VFMADD231PS(f32(-0.5), sq, p)
+	w.do(fmadd231ps, f32(-2.12194440e-4), e2, p)
+	w.do(fmadd231ps, f32(-0.5), sq, p)
 	r := w.add(f, p)
-	VFMADD231PS(f32(0.693359375), e2, r)
+	w.do(fmadd231ps, f32(0.693359375), e2, r)
 	r = w.choose(w.cmp(ge, x, w.zeros()), r, w.load(bits(nan)))
 	r = w.choose(w.cmp(eq, x, w.zeros()), w.load(bits(negInf)), r)
 	return w.choose(w.cmp(eq, x, w.load(bits(inf))), x, r)

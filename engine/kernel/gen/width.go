@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -56,17 +57,19 @@ func (w width) zero(r reg.Register) {
 	}
 }
 
-var constants = map[uint32]Mem{}
+var constants = map[string]Mem{} // by name
 
-// bits returns memory that holds a value in every lane.
+// bits returns memory that holds a value eight times: a whole vector of AVX2. AVX-512 reads one of them for all lanes, because
+// the linker aligns data to 32 bytes at most, and to read 64 that lie on two cache lines takes twice as long.
 func bits(v uint32) Mem {
-	m, ok := constants[v]
+	name := fmt.Sprintf("lane%08x", v)
+	m, ok := constants[name]
 	if !ok {
-		m = GLOBL(fmt.Sprintf("lane%08x", v), RODATA|NOPTR)
-		for i := range 16 {
+		m = GLOBL(name, RODATA|NOPTR)
+		for i := range 8 {
 			DATA(4*i, U32(v))
 		}
-		constants[v] = m
+		constants[name] = m
 	}
 	return m
 }
@@ -91,23 +94,67 @@ func laneMask() Mem {
 	return *laneMaskMem
 }
 
+// isConstant says whether an operand is memory of bits.
+func isConstant(o Op) bool {
+	m, ok := o.(Mem)
+	return ok && constants[m.Symbol.Name] == m
+}
+
+// instruction is an instruction and its form that reads one element of memory for all lanes.
+type instruction struct{ whole, one func(ops ...Op) }
+
+var (
+	addps       = instruction{VADDPS, VADDPS_BCST}
+	subps       = instruction{VSUBPS, VSUBPS_BCST}
+	mulps       = instruction{VMULPS, VMULPS_BCST}
+	divps       = instruction{VDIVPS, VDIVPS_BCST}
+	minps       = instruction{VMINPS, VMINPS_BCST}
+	maxps       = instruction{VMAXPS, VMAXPS_BCST}
+	andps       = instruction{VANDPS, VANDPS_BCST}
+	orps        = instruction{VORPS, VORPS_BCST}
+	xorps       = instruction{VXORPS, VXORPS_BCST}
+	cmpps       = instruction{VCMPPS, VCMPPS_BCST}
+	fmadd213ps  = instruction{VFMADD213PS, VFMADD213PS_BCST}
+	fmadd231ps  = instruction{VFMADD231PS, VFMADD231PS_BCST}
+	fnmadd231ps = instruction{VFNMADD231PS, VFNMADD231PS_BCST}
+	paddd       = instruction{VPADDD, VPADDD_BCST}
+	psubd       = instruction{VPSUBD, VPSUBD_BCST}
+)
+
+// do writes an instruction, in the form that its operands need.
+func (w width) do(i instruction, ops ...Op) {
+	if w.lanes == 16 && slices.ContainsFunc(ops, isConstant) {
+		i.one(ops...)
+		return
+	}
+	i.whole(ops...)
+}
+
 // load returns a register that holds a constant or other memory.
-func (w width) load(m Op) reg.VecVirtual { d := w.new(); VMOVUPS(m, d); return d }
+func (w width) load(m Op) reg.VecVirtual {
+	d := w.new()
+	if w.lanes == 16 && isConstant(m) {
+		VBROADCASTSS(m, d)
+	} else {
+		VMOVUPS(m, d)
+	}
+	return d
+}
 
-func (w width) two(f func(ops ...Op), a, b Op) reg.VecVirtual { d := w.new(); f(b, a, d); return d }
+func (w width) two(i instruction, a, b Op) reg.VecVirtual { d := w.new(); w.do(i, b, a, d); return d }
 
-func (w width) add(a, b Op) reg.VecVirtual { return w.two(VADDPS, a, b) }
-func (w width) sub(a, b Op) reg.VecVirtual { return w.two(VSUBPS, a, b) }
-func (w width) mul(a, b Op) reg.VecVirtual { return w.two(VMULPS, a, b) }
-func (w width) div(a, b Op) reg.VecVirtual { return w.two(VDIVPS, a, b) }
+func (w width) add(a, b Op) reg.VecVirtual { return w.two(addps, a, b) }
+func (w width) sub(a, b Op) reg.VecVirtual { return w.two(subps, a, b) }
+func (w width) mul(a, b Op) reg.VecVirtual { return w.two(mulps, a, b) }
+func (w width) div(a, b Op) reg.VecVirtual { return w.two(divps, a, b) }
 
 // min and max give b where either is NaN.
-func (w width) min(a, b Op) reg.VecVirtual { return w.two(VMINPS, a, b) }
-func (w width) max(a, b Op) reg.VecVirtual { return w.two(VMAXPS, a, b) }
+func (w width) min(a, b Op) reg.VecVirtual { return w.two(minps, a, b) }
+func (w width) max(a, b Op) reg.VecVirtual { return w.two(maxps, a, b) }
 
-func (w width) and(a, b Op) reg.VecVirtual { return w.two(VANDPS, a, b) }
-func (w width) or(a, b Op) reg.VecVirtual  { return w.two(VORPS, a, b) }
-func (w width) xor(a, b Op) reg.VecVirtual { return w.two(VXORPS, a, b) }
+func (w width) and(a, b Op) reg.VecVirtual { return w.two(andps, a, b) }
+func (w width) or(a, b Op) reg.VecVirtual  { return w.two(orps, a, b) }
+func (w width) xor(a, b Op) reg.VecVirtual { return w.two(xorps, a, b) }
 
 func (w width) sqrt(a Op) reg.VecVirtual { d := w.new(); VSQRTPS(a, d); return d }
 
@@ -126,7 +173,7 @@ func (w width) round(a Op, mode int) reg.VecVirtual {
 func (w width) horner(x Op, c ...float64) reg.VecVirtual {
 	p := w.load(f32(c[0]))
 	for _, v := range c[1:] {
-		VFMADD213PS(f32(v), x, p)
+		w.do(fmadd213ps, f32(v), x, p)
 	}
 	return p
 }
@@ -148,11 +195,11 @@ type cond struct{ r reg.Register }
 func (w width) cmp(pred int, a, b Op) cond {
 	if w.lanes == 8 {
 		d := w.new()
-		VCMPPS(U8(pred), b, a, d)
+		w.do(cmpps, U8(pred), b, a, d)
 		return cond{d}
 	}
 	k := K()
-	VCMPPS(U8(pred), b, a, k)
+	w.do(cmpps, U8(pred), b, a, k)
 	return cond{k}
 }
 
@@ -173,7 +220,7 @@ func (w width) only(c cond, a Mem) reg.VecVirtual {
 	if w.lanes == 8 {
 		VANDPS(a, c.r, d)
 	} else {
-		VMOVUPS_Z(a, c.r, d)
+		VBROADCASTSS_Z(a, c.r, d)
 	}
 	return d
 }
