@@ -14436,79 +14436,65 @@ done:
 // func erfAVX512(dst []float32, x []float32)
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·erfAVX512(SB), NOSPLIT, $0-48
-	MOVQ dst_base+0(FP), AX
-	MOVQ dst_len+8(FP), CX
-	MOVQ x_base+24(FP), DX
-	SUBQ $0x00000020, CX
-	JLT  end2
+	MOVQ    dst_base+0(FP), AX
+	MOVQ    dst_len+8(FP), CX
+	MOVQ    x_base+24(FP), DX
+	VMOVUPS erf0<>+0(SB), Z0
+	VMOVUPS erf1<>+0(SB), Z1
+	VMOVUPS erf2<>+0(SB), Z2
+	VMOVUPS erf3<>+0(SB), Z3
+	VMOVUPS erf4<>+0(SB), Z4
+	VMOVUPS erf5<>+0(SB), Z5
+	SUBQ    $0x00000020, CX
+	JLT     end2
 
 loop2:
-	VMOVUPS          (DX), Z0
-	VBROADCASTSS     lanec0800000<>+0(SB), Z1
-	VBROADCASTSS     lane40800000<>+0(SB), Z2
-	VMINPS           Z0, Z2, Z2
-	VMAXPS           Z2, Z1, Z1
-	VMULPS           Z1, Z1, Z2
-	VBROADCASTSS     laneaf95df0b<>+0(SB), Z11
-	VFMADD213PS.BCST lane32edffee<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST laneb60cff51<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST laneb86ec2d2<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST laneba40ac63<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST lanebb41a1f6<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST lanebc83dbd4<>+0(SB), Z2, Z11
-	VBROADCASTSS     laneb77460cd<>+0(SB), Z12
-	VFMADD213PS.BCST laneb95fbd29<>+0(SB), Z2, Z12
-	VFMADD213PS.BCST lanebadc924e<>+0(SB), Z2, Z12
-	VFMADD213PS.BCST lanebbf19bf8<>+0(SB), Z2, Z12
-	VFMADD213PS.BCST lanebc69b6a7<>+0(SB), Z2, Z12
-	VMULPS           Z1, Z11, Z1
-	VDIVPS           Z12, Z1, Z1
-	VMULPS.BCST      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z11
-	VBROADCASTSS     lane2edbe6ff<>+0(SB), Z12
-	VCMPPS           $0x11, Z12, Z11, K1
-	VBLENDMPS        Z2, Z1, K1, Z3
-	VBROADCASTSS     lane40800000<>+0(SB), Z1
-	VCMPPS           $0x1e, Z1, Z11, K1
-	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
-	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS        Z0, Z3, K1, Z4
-	VMOVUPS          Z4, (AX)
-	VMOVUPS          64(DX), Z0
-	VBROADCASTSS     lanec0800000<>+0(SB), Z1
-	VBROADCASTSS     lane40800000<>+0(SB), Z2
-	VMINPS           Z0, Z2, Z2
-	VMAXPS           Z2, Z1, Z1
-	VMULPS           Z1, Z1, Z2
-	VBROADCASTSS     laneaf95df0b<>+0(SB), Z11
-	VFMADD213PS.BCST lane32edffee<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST laneb60cff51<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST laneb86ec2d2<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST laneba40ac63<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST lanebb41a1f6<>+0(SB), Z2, Z11
-	VFMADD213PS.BCST lanebc83dbd4<>+0(SB), Z2, Z11
-	VBROADCASTSS     laneb77460cd<>+0(SB), Z12
-	VFMADD213PS.BCST laneb95fbd29<>+0(SB), Z2, Z12
-	VFMADD213PS.BCST lanebadc924e<>+0(SB), Z2, Z12
-	VFMADD213PS.BCST lanebbf19bf8<>+0(SB), Z2, Z12
-	VFMADD213PS.BCST lanebc69b6a7<>+0(SB), Z2, Z12
-	VMULPS           Z1, Z11, Z1
-	VDIVPS           Z12, Z1, Z1
-	VMULPS.BCST      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z11
-	VBROADCASTSS     lane2edbe6ff<>+0(SB), Z12
-	VCMPPS           $0x11, Z12, Z11, K1
-	VBLENDMPS        Z2, Z1, K1, Z5
-	VBROADCASTSS     lane40800000<>+0(SB), Z1
-	VCMPPS           $0x1e, Z1, Z11, K1
-	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
-	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS        Z0, Z5, K1, Z6
-	VMOVUPS          Z6, 64(AX)
-	ADDQ             $0x00000080, AX
-	ADDQ             $0x00000080, DX
-	SUBQ             $0x00000020, CX
-	JGE              loop2
+	VMOVUPS         (DX), Z6
+	VBROADCASTSS    lane407fffff<>+0(SB), Z7
+	VANDPS.BCST     lane7fffffff<>+0(SB), Z6, Z8
+	VMINPS          Z8, Z7, Z7
+	VMULPS.BCST     lane40800000<>+0(SB), Z7, Z7
+	VCVTTPS2DQ      Z7, Z8
+	VCVTDQ2PS       Z8, Z9
+	VSUBPS          Z9, Z7, Z7
+	VPERMPS         Z5, Z8, Z9
+	VPERMPS         Z4, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z3, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z2, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z1, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z0, Z8, Z8
+	VFMADD213PS     Z8, Z7, Z9
+	VPTERNLOGD.BCST $0xf8, lane80000000<>+0(SB), Z6, Z9
+	VMOVUPS         Z9, (AX)
+	VMOVUPS         64(DX), Z6
+	VBROADCASTSS    lane407fffff<>+0(SB), Z7
+	VANDPS.BCST     lane7fffffff<>+0(SB), Z6, Z8
+	VMINPS          Z8, Z7, Z7
+	VMULPS.BCST     lane40800000<>+0(SB), Z7, Z7
+	VCVTTPS2DQ      Z7, Z8
+	VCVTDQ2PS       Z8, Z9
+	VSUBPS          Z9, Z7, Z7
+	VPERMPS         Z5, Z8, Z9
+	VPERMPS         Z4, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z3, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z2, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z1, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z0, Z8, Z8
+	VFMADD213PS     Z8, Z7, Z9
+	VPTERNLOGD.BCST $0xf8, lane80000000<>+0(SB), Z6, Z9
+	VMOVUPS         Z9, 64(AX)
+	ADDQ            $0x00000080, AX
+	ADDQ            $0x00000080, DX
+	SUBQ            $0x00000020, CX
+	JGE             loop2
 
 end2:
 	ADDQ $0x00000020, CX
@@ -14516,84 +14502,182 @@ end2:
 	JLT  end1
 
 loop1:
-	VMOVUPS          (DX), Z0
-	VBROADCASTSS     lanec0800000<>+0(SB), Z1
-	VBROADCASTSS     lane40800000<>+0(SB), Z2
-	VMINPS           Z0, Z2, Z2
-	VMAXPS           Z2, Z1, Z1
-	VMULPS           Z1, Z1, Z2
-	VBROADCASTSS     laneaf95df0b<>+0(SB), Z3
-	VFMADD213PS.BCST lane32edffee<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST laneb60cff51<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST laneb86ec2d2<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST laneba40ac63<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST lanebb41a1f6<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST lanebc83dbd4<>+0(SB), Z2, Z3
-	VBROADCASTSS     laneb77460cd<>+0(SB), Z4
-	VFMADD213PS.BCST laneb95fbd29<>+0(SB), Z2, Z4
-	VFMADD213PS.BCST lanebadc924e<>+0(SB), Z2, Z4
-	VFMADD213PS.BCST lanebbf19bf8<>+0(SB), Z2, Z4
-	VFMADD213PS.BCST lanebc69b6a7<>+0(SB), Z2, Z4
-	VMULPS           Z1, Z3, Z1
-	VDIVPS           Z4, Z1, Z1
-	VMULPS.BCST      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z3
-	VBROADCASTSS     lane2edbe6ff<>+0(SB), Z4
-	VCMPPS           $0x11, Z4, Z3, K1
-	VBLENDMPS        Z2, Z1, K1, Z7
-	VBROADCASTSS     lane40800000<>+0(SB), Z1
-	VCMPPS           $0x1e, Z1, Z3, K1
-	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
-	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS        Z0, Z7, K1, Z8
-	VMOVUPS          Z8, (AX)
-	ADDQ             $0x00000040, AX
-	ADDQ             $0x00000040, DX
-	SUBQ             $0x00000010, CX
-	JGE              loop1
+	VMOVUPS         (DX), Z6
+	VBROADCASTSS    lane407fffff<>+0(SB), Z7
+	VANDPS.BCST     lane7fffffff<>+0(SB), Z6, Z8
+	VMINPS          Z8, Z7, Z7
+	VMULPS.BCST     lane40800000<>+0(SB), Z7, Z7
+	VCVTTPS2DQ      Z7, Z8
+	VCVTDQ2PS       Z8, Z9
+	VSUBPS          Z9, Z7, Z7
+	VPERMPS         Z5, Z8, Z9
+	VPERMPS         Z4, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z3, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z2, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z1, Z8, Z10
+	VFMADD213PS     Z10, Z7, Z9
+	VPERMPS         Z0, Z8, Z8
+	VFMADD213PS     Z8, Z7, Z9
+	VPTERNLOGD.BCST $0xf8, lane80000000<>+0(SB), Z6, Z9
+	VMOVUPS         Z9, (AX)
+	ADDQ            $0x00000040, AX
+	ADDQ            $0x00000040, DX
+	SUBQ            $0x00000010, CX
+	JGE             loop1
 
 end1:
-	ADDQ             $0x00000010, CX
-	JEQ              done
-	MOVQ             $0x00000001, BX
-	SHLQ             CL, BX
-	DECQ             BX
-	KMOVW            BX, K1
-	VMOVUPS.Z        (DX), K1, Z0
-	VBROADCASTSS     lanec0800000<>+0(SB), Z1
-	VBROADCASTSS     lane40800000<>+0(SB), Z2
-	VMINPS           Z0, Z2, Z2
-	VMAXPS           Z2, Z1, Z1
-	VMULPS           Z1, Z1, Z2
-	VBROADCASTSS     laneaf95df0b<>+0(SB), Z3
-	VFMADD213PS.BCST lane32edffee<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST laneb60cff51<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST laneb86ec2d2<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST laneba40ac63<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST lanebb41a1f6<>+0(SB), Z2, Z3
-	VFMADD213PS.BCST lanebc83dbd4<>+0(SB), Z2, Z3
-	VBROADCASTSS     laneb77460cd<>+0(SB), Z4
-	VFMADD213PS.BCST laneb95fbd29<>+0(SB), Z2, Z4
-	VFMADD213PS.BCST lanebadc924e<>+0(SB), Z2, Z4
-	VFMADD213PS.BCST lanebbf19bf8<>+0(SB), Z2, Z4
-	VFMADD213PS.BCST lanebc69b6a7<>+0(SB), Z2, Z4
-	VMULPS           Z1, Z3, Z1
-	VDIVPS           Z4, Z1, Z1
-	VMULPS.BCST      lane3f906ebb<>+0(SB), Z0, Z2
-	VANDPS.BCST      lane7fffffff<>+0(SB), Z0, Z3
-	VBROADCASTSS     lane2edbe6ff<>+0(SB), Z4
-	VCMPPS           $0x11, Z4, Z3, K2
-	VBLENDMPS        Z2, Z1, K2, Z9
-	VBROADCASTSS     lane40800000<>+0(SB), Z1
-	VCMPPS           $0x1e, Z1, Z3, K2
-	VANDPS.BCST      lane80000000<>+0(SB), Z0, Z0
-	VORPS.BCST       lane3f800000<>+0(SB), Z0, Z0
-	VBLENDMPS        Z0, Z9, K2, Z10
-	VMOVUPS          Z10, K1, (AX)
+	ADDQ            $0x00000010, CX
+	JEQ             done
+	MOVQ            $0x00000001, BX
+	SHLQ            CL, BX
+	DECQ            BX
+	KMOVW           BX, K1
+	VMOVUPS.Z       (DX), K1, Z6
+	VBROADCASTSS    lane407fffff<>+0(SB), Z7
+	VANDPS.BCST     lane7fffffff<>+0(SB), Z6, Z8
+	VMINPS          Z8, Z7, Z7
+	VMULPS.BCST     lane40800000<>+0(SB), Z7, Z7
+	VCVTTPS2DQ      Z7, Z8
+	VCVTDQ2PS       Z8, Z9
+	VSUBPS          Z9, Z7, Z7
+	VPERMPS         Z5, Z8, Z5
+	VPERMPS         Z4, Z8, Z4
+	VFMADD213PS     Z4, Z7, Z5
+	VPERMPS         Z3, Z8, Z3
+	VFMADD213PS     Z3, Z7, Z5
+	VPERMPS         Z2, Z8, Z2
+	VFMADD213PS     Z2, Z7, Z5
+	VPERMPS         Z1, Z8, Z1
+	VFMADD213PS     Z1, Z7, Z5
+	VPERMPS         Z0, Z8, Z0
+	VFMADD213PS     Z0, Z7, Z5
+	VPTERNLOGD.BCST $0xf8, lane80000000<>+0(SB), Z6, Z5
+	VMOVUPS         Z5, K1, (AX)
 
 done:
 	VZEROUPPER
 	RET
+
+DATA erf0<>+0(SB)/4, $0x00000000
+DATA erf0<>+4(SB)/4, $0x3e8d7aa7
+DATA erf0<>+8(SB)/4, $0x3f053f7b
+DATA erf0<>+12(SB)/4, $0x3f360e4c
+DATA erf0<>+16(SB)/4, $0x3f57bb3d
+DATA erf0<>+20(SB)/4, $0x3f6c432f
+DATA erf0<>+24(SB)/4, $0x3f7752ab
+DATA erf0<>+28(SB)/4, $0x3f7c9684
+DATA erf0<>+32(SB)/4, $0x3f7ecd71
+DATA erf0<>+36(SB)/4, $0x3f7fa024
+DATA erf0<>+40(SB)/4, $0x3f7fe554
+DATA erf0<>+44(SB)/4, $0x3f7ff968
+DATA erf0<>+48(SB)/4, $0x3f7ffe8d
+DATA erf0<>+52(SB)/4, $0x3f7fffb8
+DATA erf0<>+56(SB)/4, $0x3f7ffff4
+DATA erf0<>+60(SB)/4, $0x3f7ffffe
+GLOBL erf0<>(SB), RODATA|NOPTR, $64
+
+DATA erf1<>+0(SB)/4, $0x3e906eba
+DATA erf1<>+4(SB)/4, $0x3e87ae7d
+DATA erf1<>+8(SB)/4, $0x3e60f7cc
+DATA erf1<>+12(SB)/4, $0x3e24971a
+DATA erf1<>+16(SB)/4, $0x3dd48908
+DATA erf1<>+20(SB)/4, $0x3d7232cb
+DATA erf1<>+24(SB)/4, $0x3cf391ff
+DATA erf1<>+28(SB)/4, $0x3c582ac4
+DATA erf1<>+32(SB)/4, $0x3ba94db3
+DATA erf1<>+36(SB)/4, $0x3aea0938
+DATA erf1<>+40(SB)/4, $0x3a0ec034
+DATA erf1<>+44(SB)/4, $0x3919ad9b
+DATA erf1<>+48(SB)/4, $0x3811ffee
+DATA erf1<>+52(SB)/4, $0x36f4cf06
+DATA erf1<>+56(SB)/4, $0x35b51f9e
+DATA erf1<>+60(SB)/4, $0x346c833e
+GLOBL erf1<>(SB), RODATA|NOPTR, $64
+
+DATA erf2<>+0(SB)/4, $0x34cfa8e6
+DATA erf2<>+4(SB)/4, $0xbc87a44b
+DATA erf2<>+8(SB)/4, $0xbce0eeda
+DATA erf2<>+12(SB)/4, $0xbcf6dfef
+DATA erf2<>+16(SB)/4, $0xbcd48be2
+DATA erf2<>+20(SB)/4, $0xbc976447
+DATA erf2<>+24(SB)/4, $0xbc36b3b6
+DATA erf2<>+28(SB)/4, $0xbbbd2960
+DATA erf2<>+32(SB)/4, $0xbb294b51
+DATA erf2<>+36(SB)/4, $0xba839b43
+DATA erf2<>+40(SB)/4, $0xb9b2526e
+DATA erf2<>+44(SB)/4, $0xb8d310c8
+DATA erf2<>+48(SB)/4, $0xb7da9bee
+DATA erf2<>+52(SB)/4, $0xb6c664e0
+DATA erf2<>+56(SB)/4, $0xb59debef
+DATA erf2<>+60(SB)/4, $0xb45cb150
+GLOBL erf2<>(SB), RODATA|NOPTR, $64
+
+DATA erf3<>+0(SB)/4, $0xbbc0ac85
+DATA erf3<>+4(SB)/4, $0xbb9ef96d
+DATA erf3<>+8(SB)/4, $0xbb173265
+DATA erf3<>+12(SB)/4, $0x39d859ea
+DATA erf3<>+16(SB)/4, $0x3b0e1109
+DATA erf3<>+20(SB)/4, $0x3b2c2d71
+DATA erf3<>+24(SB)/4, $0x3b0e8424
+DATA erf3<>+28(SB)/4, $0x3ab8ed46
+DATA erf3<>+32(SB)/4, $0x3a455d50
+DATA erf3<>+36(SB)/4, $0x39b145e2
+DATA erf3<>+40(SB)/4, $0x3907bf32
+DATA erf3<>+44(SB)/4, $0x3832acca
+DATA erf3<>+48(SB)/4, $0x374b3839
+DATA erf3<>+52(SB)/4, $0x36487e3f
+DATA erf3<>+56(SB)/4, $0x352c1090
+DATA erf3<>+60(SB)/4, $0x3400ba8f
+GLOBL erf3<>(SB), RODATA|NOPTR, $64
+
+DATA erf4<>+0(SB)/4, $0x36fbf4f6
+DATA erf4<>+4(SB)/4, $0x3a0c5c77
+DATA erf4<>+8(SB)/4, $0x3a450ad5
+DATA erf4<>+12(SB)/4, $0x3a1d95a6
+DATA erf4<>+16(SB)/4, $0x39883c7f
+DATA erf4<>+20(SB)/4, $0xb831806e
+DATA erf4<>+24(SB)/4, $0xb9446e3f
+DATA erf4<>+28(SB)/4, $0xb949bfb6
+DATA erf4<>+32(SB)/4, $0xb90c05c0
+DATA erf4<>+36(SB)/4, $0xb896fcb3
+DATA erf4<>+40(SB)/4, $0xb804ec98
+DATA erf4<>+44(SB)/4, $0xb743c29f
+DATA erf4<>+48(SB)/4, $0xb6748294
+DATA erf4<>+52(SB)/4, $0xb582a77b
+DATA erf4<>+56(SB)/4, $0xb4706322
+DATA erf4<>+60(SB)/4, $0xb33f2f1f
+GLOBL erf4<>(SB), RODATA|NOPTR, $64
+
+DATA erf5<>+0(SB)/4, $0x38d9654a
+DATA erf5<>+4(SB)/4, $0x3839be42
+DATA erf5<>+8(SB)/4, $0xb7dde984
+DATA erf5<>+12(SB)/4, $0xb888c4ad
+DATA erf5<>+16(SB)/4, $0xb87a429a
+DATA erf5<>+20(SB)/4, $0xb7fafdc7
+DATA erf5<>+24(SB)/4, $0xb615601c
+DATA erf5<>+28(SB)/4, $0x3739e9b5
+DATA erf5<>+32(SB)/4, $0x374c0199
+DATA erf5<>+36(SB)/4, $0x3708f8fb
+DATA erf5<>+40(SB)/4, $0x368abb7c
+DATA erf5<>+44(SB)/4, $0x35e22f09
+DATA erf5<>+48(SB)/4, $0x3518e312
+DATA erf5<>+52(SB)/4, $0x342e3ffb
+DATA erf5<>+56(SB)/4, $0x33292d78
+DATA erf5<>+60(SB)/4, $0x320ce780
+GLOBL erf5<>(SB), RODATA|NOPTR, $64
+
+DATA lane407fffff<>+0(SB)/4, $0x407fffff
+DATA lane407fffff<>+4(SB)/4, $0x407fffff
+DATA lane407fffff<>+8(SB)/4, $0x407fffff
+DATA lane407fffff<>+12(SB)/4, $0x407fffff
+DATA lane407fffff<>+16(SB)/4, $0x407fffff
+DATA lane407fffff<>+20(SB)/4, $0x407fffff
+DATA lane407fffff<>+24(SB)/4, $0x407fffff
+DATA lane407fffff<>+28(SB)/4, $0x407fffff
+GLOBL lane407fffff<>(SB), RODATA|NOPTR, $32
 
 // func signAVX512(dst []float32, x []float32)
 // Requires: AVX, AVX512F

@@ -483,6 +483,32 @@ func TestPoolPassesPanicsOn(t *testing.T) {
 	}
 }
 
+// TestErf goes through a 251st of all numbers: the error is small against the value, and the table's values are not beyond 1.
+func TestErf(t *testing.T) {
+	const n = 1 << 12
+	x, y := make([]float32, n), make([]float32, n)
+	for _, s := range levels() {
+		for b := uint64(0); b < 1<<32; b += 251 * n {
+			for i := range x {
+				x[i] = math.Float32frombits(uint32(b) + uint32(251*i))
+			}
+			s.Unary[Erf](y, x)
+			for i, got := range y {
+				want := math.Erf(float64(x[i]))
+				if math.Abs(want) < 0x1p-120 || want != want {
+					if want != want && got == got {
+						t.Fatalf("%v: erf(%g) = %g", s.Level, x[i], got)
+					}
+					continue
+				}
+				if e := math.Abs(float64(got)/want - 1); !(e <= 4e-7) || s.Level == AVX512 && (e > 2e-7 || got > 1 || got < -1) {
+					t.Fatalf("%v: erf(%g) = %.9g, want %.9g, error %.2g", s.Level, x[i], got, want, e)
+				}
+			}
+		}
+	}
+}
+
 func TestDetectNamesALevel(t *testing.T) {
 	l, why := Detect()
 	if why == "" || For(l).Level != l {

@@ -98,6 +98,46 @@ func TestSpecialValuesFlow(t *testing.T) {
 	}
 }
 
+// TestDivisionOfRows divides long rows by one number each, and all by one, where the program multiplies by the inverse if
+// that is safe: with every special value in the place of a divisor, alone in its row.
+func TestDivisionOfRows(t *testing.T) {
+	nan, inf := float32(math.NaN()), float32(math.Inf(1))
+	tiny := math.Float32frombits(3) // its inverse is infinite
+	divisors := []float32{3, -7, 1e30, 0x1p-126, -0x1p126, 0x1p127, math.MaxFloat32, tiny, -tiny, 0, float32(math.Copysign(0, -1)), inf, -inf, nan}
+	const cols = 48
+	for _, b := range levels(t) {
+		for _, rows := range []int{1, 5, 70} {
+			for at, d := range divisors {
+				x, y := make([]float32, rows*cols), make([]float32, rows)
+				for i := range x {
+					x[i] = divisors[(i+at)%len(divisors)] * []float32{1, 1e-3, 0.1}[i%3]
+				}
+				for i := range y {
+					y[i] = float32(i%9) - 4.5
+				}
+				y[at%rows] = d
+				out := call(t, b, func(in []*Node) []*Node {
+					x := Reshape(in[0], rows, cols)
+					return []*Node{Div(x, Reshape(in[1], rows, 1)), Div(x, Reshape(Slice(in[1], AxisElem(at%rows)), 1, 1))}
+				}, x, y)
+				for k, o := range out {
+					for i, got := range tensors.MustCopyFlatData[float32](o) {
+						by := d
+						if k == 0 {
+							by = y[i/cols]
+						}
+						want := float64(x[i] / by)
+						near := math.Abs(float64(got)-want) <= 2.5e-7*math.Abs(want)+0x1p-149
+						if !near && !isEqual(float64(got), want) {
+							t.Fatalf("%s: %d rows: %g / %g = %g, want %g", b.Description(), rows, x[i], by, got, want)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 // TestSpecialValuesReachWhatTheyShould puts one NaN or infinity into sums, products and softmax: it shows in what
 // depends on it, and nowhere else.
 func TestSpecialValuesReachWhatTheyShould(t *testing.T) {

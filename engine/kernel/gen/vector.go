@@ -38,7 +38,14 @@ func vectors(w width) {
 		e := w.exp(w.xor(x, bits(signBit)))
 		return w.div(w.load(f32(1)), w.add(e, f32(1)))
 	})
-	u("erf", 2, w.erf)
+	erf := func() func(x vec) vec { return w.erf }
+	if w.lanes == 16 {
+		erf = func() func(x vec) vec { return newErfTable().at }
+	}
+	prepared(w, "erf", []string{"x"}, 2, func() func(in []vec) vec {
+		f := erf()
+		return func(in []vec) vec { return f(in[0]) }
+	})
 	u("sign", 4, func(x vec) vec { return w.sub(w.mask(gt, x, w.zeros()), w.mask(lt, x, w.zeros())) })
 	u("floor", 4, func(x vec) vec { return w.round(x, 1) })
 	u("ceil", 4, func(x vec) vec { return w.round(x, 2) })
@@ -150,7 +157,7 @@ func (w width) tanh(x vec) vec {
 	return w.choose(w.cmp(gt, a, w.load(f32(9))), w.signed1(x), r)
 }
 
-// erf is the rational function of the Eigen library.
+// erf is the rational function of the Eigen library. AVX-512 has erfTable instead.
 func (w width) erf(x vec) vec {
 	c := w.max(w.load(f32(-4)), w.min(w.load(f32(4)), x))
 	s := w.mul(c, c)
@@ -170,6 +177,11 @@ func (w width) signed1(x vec) vec { return w.or(w.and(x, bits(signBit)), f32(1))
 
 // elementwise writes dst[i] = f(in[0][i], ...).
 func elementwise(w width, name string, in []string, unroll int, f func(in []vec) vec) {
+	prepared(w, name, in, unroll, func() func(in []vec) vec { return f })
+}
+
+// prepared is elementwise with a function that needs registers filled before the loop.
+func prepared(w width, name string, in []string, unroll int, prepare func() func(in []vec) vec) {
 	sig := "func(dst"
 	for _, s := range in {
 		sig += ", " + s
@@ -181,6 +193,7 @@ func elementwise(w width, name string, in []string, unroll int, f func(in []vec)
 	for _, s := range in {
 		src = append(src, Load(Param(s).Base(), GP64()))
 	}
+	f := prepare()
 	at := func(base reg.Register, i int) Mem { return Mem{Base: base, Disp: 4 * w.lanes * i} }
 	step := func(count int) {
 		for i := range count {
