@@ -13,7 +13,7 @@ PYTHON  ?= python3
 FUZZTIME ?= 10m
 SEEDS   ?= 3
 
-.PHONY: build demo test test-go lint full peers bench bench-train bench-compress fuzz data docs pretrained clean
+.PHONY: build demo test test-go lint full peers bench bench-kernels bench-train bench-compress fuzz data docs pretrained clean
 
 build: ## bin/lathe
 	$(GO) build -o bin/lathe ./cmd/lathe
@@ -50,6 +50,10 @@ bench-train: ## training steps beside PyTorch, and docs/performance.md from them
 	./bin/lathe-simd bench train --rounds $(ROUNDS) --threads 1,2 --output docs/performance.json \
 		--peer "pytorch=$(PYTHON) test/peers/bench_torch.py" --peer "compiled=$(PYTHON) test/peers/bench_torch.py --compile"
 	./bin/lathe-simd docs
+
+bench-kernels: ## shares of the processor's peak and of the memory's bandwidth that products and fused loops reach
+	$(GO) test -run XXX -bench "Tile|Gemm" -benchtime 20x ./engine/kernel
+	$(GO) test -run XXX -bench Fusions -benchtime 20x ./engine/native
 
 bench-compress: build ## quantisers on real networks beside ONNX Runtime, and docs/guides/quantisers.md from them (needs Python with onnxruntime)
 	./bin/lathe bench compress --peer "$(PYTHON) test/peers/quantize_ort.py" -o docs/guides/quantisers.json

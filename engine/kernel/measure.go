@@ -18,21 +18,27 @@ func PeakFMA(set *Set) float64 {
 
 // PeakTile measures what one worker's product tiles reach with operands in the first cache, as PeakFMA does.
 func PeakTile(set *Set) float64 {
+	flops, f := tileRun(set)
+	return flops / shortest(f)
+}
+
+// tileRun returns a function that computes whole tiles with operands in the first cache, and how many operations it does.
+func tileRun(set *Set) (flops float64, f func()) {
 	t := &set.tile
-	const k, repeat = 192, 64
+	const k, repeat = kBlock, 64
 	nr := t.nv * t.lanes
 	a, b, c := make([]float32, t.mr*k), make([]float32, nr*k), make([]float32, t.mr*nr)
 	runs, rows, cRows := []run{{0, k}}, multiples(t.mr, 1), multiples(t.mr, nr)
-	s := shortest(func() {
+	args := new(tileArgs)
+	return 2 * float64(t.mr*nr*k*repeat), func() {
 		for range repeat {
-			args := tileArgs{
+			*args = tileArgs{
 				a: &a[0], rows: &rows[0], c: &c[0], cRows: &cRows[0],
 				runs: &runs[0], n: 1, aks: t.mr, b: &b[0], bks: nr * 4, cols: nr,
 			}
-			t.packed[t.nv][t.mr](&args)
+			t.packed[t.nv][t.mr](args)
 		}
-	})
-	return 2 * float64(t.mr*nr*k*repeat) / s
+	}
 }
 
 // shortest runs f for about 0.1 s and returns the seconds of its shortest run.
