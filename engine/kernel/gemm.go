@@ -93,7 +93,6 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	m, n, k := len(a.Rows), len(b.Rows), len(a.K)
 	g := &Gemm{m: m, n: n, k: k, batches: len(cBatch), a: a, b: b, cBatch: cBatch, cRows: cRows, set: set, aParts: 1, bParts: 1}
 	t := &set.tile
-	aRow, rowsRegular := stride(a.Rows)
 	aK, kRegular := stride(a.K)
 	g.aK = 1
 	if kRegular {
@@ -121,11 +120,8 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	g.tiles = (m + g.height - 1) / g.height
 
 	shortRuns := !kRegular && len(g.aRuns) > 0 && min(k, g.kLen)/len(g.aRuns[0]) < 3
-	// Rows of A are read in place unless that would be slow: every element of k on another cache line, or rows so far
-	// apart that they fall onto the same lines of the cache.
-	reuse := g.panels > 2 && m > 24
-	far := rowsRegular && k > kBlock && aRow >= 512 && aRow%256 == 0
-	g.packA = shortRuns || reuse && (g.aK != 1 || far)
+	// Rows of A are read in place unless every element of k lies on another cache line.
+	g.packA = shortRuns || g.aK != 1 && g.panels > 2 && m > 24
 	g.stretch = sideBySide(a.Rows)
 	g.columns = m > 1 && (g.stretch == m || g.stretch >= 2*t.mr)
 	bk, bKRegular := stride(b.K)
