@@ -43,8 +43,8 @@ func planFunction(b *Backend, f *Function, outside ...*node) (x *executable, err
 	if err := p.build(); err != nil {
 		return nil, err
 	}
-	if p.native == 0 && f.parent == nil {
-		return nil, nil
+	if p.native == 0 && f.parent == nil && slices.ContainsFunc(f.out, func(n *node) bool { return n.shape.Size() > 0 }) {
+		return nil, nil // without elements there is nothing to do, which the portable backend does not know everywhere
 	}
 	return newExecutable(b, p)
 }
