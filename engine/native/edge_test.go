@@ -144,17 +144,3 @@ func TestRefusals(t *testing.T) {
 		t.Error("a finalized buffer gave its values")
 	}
 }
-
-// TestNothingToDo: outputs without elements need no backend; the portable one fails at choosing between them.
-func TestNothingToDo(t *testing.T) {
-	for _, b := range levels(t) {
-		out := call(t, b, func(in []*Node) []*Node {
-			x := Reshape(in[0], 15, 0, 16)
-			x = Where(LessThan(x, x), x, Neg(x))
-			return []*Node{Where(LessThan(x, x), x, Neg(x)), Slice(x, AxisRange(3, 7))}
-		}, []float32{})
-		if d := out[1].Shape().Dimensions; !slices.Equal(d, []int{4, 0, 16}) {
-			t.Errorf("%s: %v", b.Description(), d)
-		}
-	}
-}
