@@ -65,14 +65,14 @@ func Judge(want, got []float32, cases, width int, labels []int) (Quality, error)
 	if q.Agreement, err = Compare(want, got, cases, width); err != nil {
 		return q, err
 	}
-	p, c := want, got
+	divergence := metric.SoftmaxKL[float32]
 	if Probabilities(want, width) {
-		p, c = logs(want), logs(got)
+		divergence = metric.KL
 	}
 	kl, cosine, same := make([]float64, cases), make([]float64, cases), make([]float64, cases)
 	for i := range cases {
 		from, to := i*size, (i+1)*size
-		if kl[i], err = metric.SoftmaxKL(p[from:to], c[from:to], width); err != nil {
+		if kl[i], err = divergence(want[from:to], got[from:to], width); err != nil {
 			return q, err
 		}
 		if cosine[i], err = metric.Cosine(want[from:to], got[from:to]); err != nil {

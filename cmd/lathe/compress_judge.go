@@ -34,7 +34,7 @@ func (c *compression) outputsOf(ctx context.Context, m *material, net *nn.Networ
 		return nil, 0, 0, err
 	}
 	defer e.Close()
-	part := max(m.batch, 256/m.batch*m.batch)
+	part := m.part()
 	cs := m.judged
 	var seconds []float64
 	for from := 0; from < cs.n; from += part {
@@ -48,6 +48,9 @@ func (c *compression) outputsOf(ctx context.Context, m *material, net *nn.Networ
 			return nil, 0, 0, err
 		}
 		seconds = append(seconds, time.Since(start).Seconds()/float64(x.Len()))
+		if values == nil {
+			values = make([]float32, 0, len(v)/x.Len()*cs.n)
+		}
 		values = append(values, v...)
 		bar.Set(min(from+part, cs.n), cs.n)
 	}
@@ -57,6 +60,9 @@ func (c *compression) outputsOf(ctx context.Context, m *material, net *nn.Networ
 	}
 	return values, compress.RowWidth(sh[net.Outputs[0]].Dimensions), slices.Min(seconds), nil // the first part compiles
 }
+
+// part is how many judged cases are loaded at once.
+func (m *material) part() int { return max(m.batch, 256/m.batch*m.batch) }
 
 // judge runs both networks over the judged cases and compares them. It returns the seconds of a case in the float network.
 func (c *compression) judge(ctx context.Context, m *material, compressed *nn.Network, r *compressResult) (perCase float64, err error) {
