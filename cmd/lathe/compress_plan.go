@@ -113,10 +113,14 @@ func (m *material) needs(recipes []*compress.Recipe, batch, calibration int) (co
 	return worst, heaviest, nil
 }
 
+// uncounted is what a process takes beside what Go's limit counts: the program's own pages, and what is allocated until a
+// collection that the limit has begun is through.
+const uncounted = 64_000_000
+
 // limitMemory makes Go collect garbage more often than be killed: under --max-memory, or else when the heap comes near to
 // what is available.
 func (c *compression) limitMemory() {
-	limit := c.memory
+	limit := c.memory - min(c.memory/4, uncounted)
 	if limit == 0 {
 		limit = engine.AvailableMemory() / 10 * 8
 	}
