@@ -62,6 +62,14 @@ func (x Examples) Len() int {
 	return x[0].Shape().Dimensions[0]
 }
 
+// Bytes is the size of all tensors.
+func (x Examples) Bytes() (n int64) {
+	for _, t := range x {
+		n += int64(t.Shape().ByteSize())
+	}
+	return n
+}
+
 // Check reports whether the examples fit the network's inputs in number, type and shape (axis 0 is free).
 func (x Examples) Check(net *nn.Network) error {
 	if len(x) != len(net.Inputs) {

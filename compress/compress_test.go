@@ -141,21 +141,77 @@ func TestExamples(t *testing.T) {
 }
 
 func TestCompare(t *testing.T) {
-	a, err := Compare([]float32{1, 2, 3, 0}, []float32{1, 2, 3, 0}, 2)
+	a, err := Compare([]float32{1, 2, 3, 0}, []float32{1, 2, 3, 0}, 2, 2)
 	if err != nil || a != (Agreement{Cases: 2, Cosine: 1, Top1: 1}) && math.Abs(a.Cosine-1) > 1e-12 {
 		t.Error(a, err)
 	}
-	a, err = Compare([]float32{0, float32(math.Log(3))}, []float32{0, 0}, 2)
+	a, err = Compare([]float32{0, float32(math.Log(3))}, []float32{0, 0}, 1, 2)
 	if want := .25*math.Log(.5) + .75*math.Log(1.5); err != nil || math.Abs(a.KL-want) > 1e-6 {
 		t.Error(a.KL, want, err)
 	}
-	p, err := Compare([]float32{.25, .75}, []float32{.5, .5}, 2) // already probabilities
+	p, err := Compare([]float32{.25, .75}, []float32{.5, .5}, 1, 2) // already probabilities
 	if err != nil || math.Abs(p.KL-a.KL) > 1e-6 || p.Top1 != 0 {
 		t.Error(p, err)
 	}
-	for _, w := range []int{0, 3} {
-		if _, err := Compare([]float32{1, 2}, []float32{1, 2}, w); err == nil {
-			t.Error("width", w)
+	for _, w := range [][2]int{{1, 0}, {0, 2}, {1, 3}, {2, 2}, {-1, 2}} {
+		if _, err := Compare([]float32{1, 2}, []float32{1, 2}, w[0], w[1]); err == nil {
+			t.Error("cases and width", w)
+		}
+	}
+}
+
+// A case of several positions is compared class by class at each, and as a whole by the cosine.
+func TestCompareOfSequences(t *testing.T) {
+	ln3 := float32(math.Log(3))
+	for name, c := range map[string]struct {
+		want, got []float32
+		cases     int
+		a         Agreement
+	}{
+		"logits": { // the second position goes from 1/2, 1/2 to 3/4, 1/4
+			[]float32{0, ln3, 0, 0},
+			[]float32{0, ln3, ln3, 0},
+			1,
+			Agreement{Cases: 1, MSE: float64(ln3*ln3) / 4, Cosine: 1 / math.Sqrt2, KL: .5 * math.Log(4./3) / 2, Top1: 1},
+		},
+		"probabilities are not put through a softmax again": {
+			[]float32{.25, .75, .5, .5},
+			[]float32{.5, .5, .5, .5},
+			1,
+			Agreement{Cases: 1, MSE: .125 / 4, Cosine: 1 / math.Sqrt(1.125), KL: (.25*math.Log(.5) + .75*math.Log(1.5)) / 2, Top1: .5},
+		},
+		"two cases of one position": {
+			[]float32{.25, .75, .5, .5},
+			[]float32{.5, .5, .5, .5},
+			2,
+			Agreement{Cases: 2, MSE: .125 / 4, Cosine: (.5/math.Sqrt(.3125) + 1) / 2, KL: (.25*math.Log(.5) + .75*math.Log(1.5)) / 2, Top1: .5},
+		},
+	} {
+		a, err := Compare(c.want, c.got, c.cases, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near := func(x, y float64) bool { return math.Abs(x-y) < 1e-6 } // of float32 values
+		if a.Cases != c.a.Cases || a.Top1 != c.a.Top1 || !near(a.MSE, c.a.MSE) || !near(a.Cosine, c.a.Cosine) || !near(a.KL, c.a.KL) {
+			t.Errorf("%s: %+v, want %+v", name, a, c.a)
+		}
+	}
+}
+
+func TestRowWidth(t *testing.T) {
+	for _, c := range []struct {
+		dims []int
+		want int
+	}{
+		{[]int{7, 10}, 10},
+		{[]int{7, 40, 6625}, 6625},
+		{[]int{7, 40, 1}, 40}, // one score a position: the positions are compared
+		{[]int{7, 1, 4, 5}, 20},
+		{[]int{7}, 1},
+		{nil, 1},
+	} {
+		if got := RowWidth(c.dims); got != c.want {
+			t.Errorf("%v: %d, want %d", c.dims, got, c.want)
 		}
 	}
 }

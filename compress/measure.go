@@ -17,29 +17,44 @@ import (
 type Agreement struct {
 	Cases  int     `json:"cases"`
 	MSE    float64 `json:"mse"`    // mean squared difference of the outputs
-	Cosine float64 `json:"cosine"` // mean over cases of the cosine of the two outputs
-	KL     float64 `json:"kl"`     // mean over cases of KL(float ‖ compressed) of the outputs' softmax, in nats
-	Top1   float64 `json:"top1"`   // share of cases in which the greatest output is the same, in [0,1]
+	Cosine float64 `json:"cosine"` // mean over cases of the cosine of the two outputs, each taken whole
+	KL     float64 `json:"kl"`     // mean over rows of KL(float ‖ compressed) of the softmax of a row, in nats
+	Top1   float64 `json:"top1"`   // share of rows in which the greatest output is the same, in [0,1]
 }
 
-// Compare measures how far got is from want: outputs of n cases of the same width, row-major. The outputs are read as
-// logits; when every case of want is a probability vector (as of a network that ends in softmax), KL compares those
-// directly.
-func Compare(want, got []float32, width int) (Agreement, error) {
-	if width <= 0 || len(want) != len(got) || len(want) == 0 || len(want)%width != 0 {
-		return Agreement{}, fmt.Errorf("compress: cannot compare outputs of %d and %d values in cases of %d", len(want), len(got), width)
+// RowWidth is the length of the rows in which a network's output of these dimensions, [cases, ...], is compared: the last axis of
+// [cases, classes] and of [cases, positions, classes], as a text recogniser gives them. Of maps of more axes, of which
+// nobody says which one is the classes', and where the last axis has one value alone, it is all that a case has.
+func RowWidth(dims []int) int {
+	if n := len(dims); n == 2 || n == 3 && dims[2] > 1 {
+		return dims[n-1]
 	}
-	a := Agreement{Cases: len(want) / width}
+	width := 1
+	for _, n := range dims[min(1, len(dims)):] {
+		width *= n
+	}
+	return width
+}
+
+// Compare measures how far got is from want: outputs of so many cases, row-major, in rows of width values (RowWidth); a case
+// has one or several rows. Rows are read as logits; when every row of want is a probability vector (as of a network that
+// ends in softmax), KL compares those directly.
+func Compare(want, got []float32, cases, width int) (Agreement, error) {
+	if cases <= 0 || width <= 0 || len(want) != len(got) || len(want) == 0 || len(want)%(cases*width) != 0 {
+		return Agreement{}, fmt.Errorf("compress: cannot compare outputs of %d and %d values as %d cases of rows of %d", len(want), len(got), cases, width)
+	}
+	a := Agreement{Cases: cases}
 	var err [3]error
 	a.MSE, err[0] = metric.MSE(want, got)
-	if probabilities(want, width) {
+	if Probabilities(want, width) {
 		a.KL, err[1] = metric.KL(want, got, width)
 	} else {
 		a.KL, err[1] = metric.SoftmaxKL(want, got, width)
 	}
 	a.Top1, err[2] = metric.Agreement(want, got, width)
-	for i := 0; i < len(want); i += width {
-		c, err := metric.Cosine(want[i:i+width], got[i:i+width])
+	size := len(want) / cases
+	for i := 0; i < len(want); i += size {
+		c, err := metric.Cosine(want[i:i+size], got[i:i+size])
 		if err != nil {
 			return a, err
 		}
@@ -48,8 +63,8 @@ func Compare(want, got []float32, width int) (Agreement, error) {
 	return a, errors.Join(err[:]...)
 }
 
-// probabilities says whether every case is non-negative and sums to one.
-func probabilities(x []float32, width int) bool {
+// Probabilities says whether every row of so many values is non-negative and sums to one.
+func Probabilities(x []float32, width int) bool {
 	if width < 2 {
 		return false
 	}

@@ -34,14 +34,16 @@ type SiteForecast struct {
 	MACs       int64  `json:"multiply_adds"` // for one case
 }
 
-// MemoryForecast estimates the peak of a run in bytes.
+// MemoryForecast estimates what a run needs, in bytes. Live is what is alive at once in its heaviest phase; Total and Least
+// add the program and what waits for the garbage collector.
 type MemoryForecast struct {
 	Parameters  int64 `json:"parameters"`  // of the networks and of what backends keep of their weights
-	Activations int64 `json:"activations"` // the most that is alive at once in a pass, and the sites' outputs that are compared
+	Activations int64 `json:"activations"` // the most that passes, the method or the outputs that are compared hold at once
 	Examples    int64 `json:"examples"`
 	Program     int64 `json:"program"`
-	Total       int64 `json:"total"` // with the garbage that Go leaves between collections
-	Least       int64 `json:"least"` // when a limit makes it collect more often
+	Live        int64 `json:"live"`  // parameters, activations and examples
+	Total       int64 `json:"total"` // Go lets the heap grow to twice what is alive
+	Least       int64 `json:"least"` // under a limit it collects garbage more often: a quarter above what is alive is enough
 }
 
 // programBytes is the memory of the program itself.
@@ -114,12 +116,46 @@ func UniformBytes(values, rows, bits int) int64 {
 // PeakActivations is the most bytes of values that are alive at once when the network runs node by node on so many cases.
 // A backend that fuses nodes needs less.
 func PeakActivations(net *nn.Network, cases int) (int64, error) {
+	l, err := liveValues(net, cases)
+	return l.peak, err
+}
+
+// WalkBytes is the most that Walk holds of a network on so many cases: the values that are alive; what the native backend
+// takes to run a convolution beside them, its output before the bias is added and its input with zeros around it; and a copy
+// of the largest value, as statistics on the host take it. WalkPairs walks two networks, and has each value once more.
+func WalkBytes(net *nn.Network, cases int) (int64, error) {
+	l, err := liveValues(net, cases)
+	return l.peakRun + l.largest, err
+}
+
+// WalkPairsBytes is WalkBytes of WalkPairs and WalkBeside.
+func WalkPairsBytes(net *nn.Network, cases int) (int64, error) {
+	l, err := liveValues(net, cases)
+	return l.peak + l.peakRun + l.largest, err
+}
+
+// TrainBytes is what a training step on so many cases holds: all values, kept for the gradient, and as much for the way back as
+// a pass has alive.
+func TrainBytes(net *nn.Network, cases int) (int64, error) {
+	l, err := liveValues(net, cases)
+	return l.all + l.peakRun, err
+}
+
+// live is what liveValues finds, in bytes.
+type live struct {
+	all     int64 // values
+	peak    int64 // values alive at once
+	peakRun int64 // the same with what a node takes while it runs
+	largest int64 // value
+}
+
+func liveValues(net *nn.Network, cases int) (l live, err error) {
 	if cases < 1 {
-		return 0, fmt.Errorf("compress: %d cases", cases)
+		return l, fmt.Errorf("compress: %d cases", cases)
 	}
 	sh, err := net.Shapes(cases)
 	if err != nil {
-		return 0, err
+		return l, err
 	}
 	last := map[string]int{}
 	for i, n := range net.Nodes {
@@ -130,7 +166,7 @@ func PeakActivations(net *nn.Network, cases int) (int64, error) {
 	for _, v := range net.Outputs {
 		last[v] = len(net.Nodes)
 	}
-	var alive, peak int64
+	var alive int64
 	size := func(v string) int64 { return int64(sh[v].ByteSize()) }
 	for _, in := range net.Inputs {
 		alive += size(in.Name)
@@ -139,8 +175,14 @@ func PeakActivations(net *nn.Network, cases int) (int64, error) {
 	for i, n := range net.Nodes {
 		for _, v := range n.Out {
 			alive += size(v)
+			l.all += size(v)
+			l.largest = max(l.largest, size(v))
 		}
-		peak = max(peak, alive)
+		var room int64
+		if c, ok := n.Op.(nn.Conv); ok {
+			room = size(n.Out[0]) + PaddedBytes(c, sh[n.In[0]])
+		}
+		l.peak, l.peakRun = max(l.peak, alive), max(l.peakRun, alive+room)
 		for _, v := range slices.Concat(n.In, n.Out) {
 			if v != "" && last[v] <= i && !dead[v] {
 				dead[v] = true
@@ -148,13 +190,43 @@ func PeakActivations(net *nn.Network, cases int) (int64, error) {
 			}
 		}
 	}
-	return peak, nil
+	return l, nil
 }
 
-// Memory estimates the peak of a run: networks copies of the parameters, the activations of two passes over cases at once,
-// since a network is compared with another, and the examples.
-func Memory(net *nn.Network, networks, cases int, examples int64) (MemoryForecast, error) {
-	act, err := PeakActivations(net, cases)
+// PaddedBytes is the size of a convolution's input [cases, spatial..., channels] with its zeros around it, which the native
+// backend makes; 0 where it has none.
+func PaddedBytes(c nn.Conv, in shapes.Shape) int64 {
+	n, padded := int64(in.ByteSize()), false
+	for i, p := range c.Pad {
+		if d := int64(in.Dimensions[1+i]); p != [2]int{} && d > 0 {
+			n, padded = n/d*(d+int64(p[0]+p[1])), true
+		}
+	}
+	if !padded {
+		return 0
+	}
+	return n
+}
+
+// Holder is a Method that says what it holds at most beside the networks' parameters and the examples, in bytes.
+type Holder interface {
+	Holds(net *nn.Network, cases int) (int64, error)
+}
+
+// Load is what a run brings together, for Memory.
+type Load struct {
+	Networks int   // copies of the parameters
+	Cases    int   // of a pass
+	Method   int64 // bytes that the method holds at its peak, beside parameters and examples; 0: passes alone
+	Examples int64 // bytes of the examples that are in memory throughout
+	Judged   int   // cases of which the outputs of two networks are compared
+}
+
+// Memory estimates the peak of a run: the copies of the parameters, the examples, and the most of what its phases hold. They
+// are the method's own; the comparison of the sites' outputs, where two networks make a pass at once; and that of the
+// outputs of all judged cases after such a pass.
+func Memory(net *nn.Network, r Load) (MemoryForecast, error) {
+	pass, err := liveValues(net, r.Cases)
 	if err != nil {
 		return MemoryForecast{}, err
 	}
@@ -162,14 +234,17 @@ func Memory(net *nn.Network, networks, cases int, examples int64) (MemoryForecas
 	if err != nil {
 		return MemoryForecast{}, err
 	}
-	var outputs int64
+	var sites int64
 	for _, n := range net.Sites() {
-		outputs += int64(cases) * max(sh[n.Out[0]].ByteSize(), 0)
+		sites += int64(r.Cases) * max(sh[n.Out[0]].ByteSize(), 0)
 	}
+	outputs := int64(r.Judged) * max(sh[net.Outputs[0]].ByteSize(), 0)
 	m := MemoryForecast{
-		Parameters: int64(networks) * net.Params.Bytes(), Activations: 2 * (act + min(outputs, siteErrorBytes)), Examples: examples, Program: programBytes,
+		Parameters:  int64(r.Networks) * net.Params.Bytes(),
+		Activations: max(r.Method, 2*(pass.peakRun+min(sites, siteErrorBytes)), pass.peakRun+2*outputs),
+		Examples:    r.Examples, Program: programBytes,
 	}
-	tensors := m.Parameters + m.Activations + m.Examples
-	m.Total, m.Least = 2*tensors+programBytes, tensors+tensors/4+programBytes
+	m.Live = m.Parameters + m.Activations + m.Examples
+	m.Total, m.Least = 2*m.Live+programBytes, m.Live+m.Live/4+programBytes
 	return m, nil
 }

@@ -46,8 +46,39 @@ func TestForecastsOfASmallNetwork(t *testing.T) {
 	if _, err := PeakActivations(net, 0); err == nil {
 		t.Error("no cases accepted")
 	}
-	m, err := Memory(net, 2, 4, 1000)
+	m, err := Memory(net, Load{Networks: 2, Cases: 4, Examples: 1000})
 	if err != nil || m.Parameters != 2*f.FloatBytes || m.Activations != 2*(4*160+4*4*25) || m.Least >= m.Total || m.Total != 2*(m.Parameters+m.Activations+1000)+m.Program {
 		t.Errorf("%+v %v", m, err)
+	}
+}
+
+// A walk over a convolution of kernel 3 with zeros around its input [2, 4, 4, 3] and an output of 5 channels.
+func TestWalkBytes(t *testing.T) {
+	b := nn.NewBuilder(1)
+	x := b.Input("x", shapes.Make(dtypes.Float32, 1, 4, 4, 3))
+	net, err := b.Finish(b.Add("act", nn.ReLU, b.Add("conv", nn.Conv2D(5, 3, 1), x)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const in, out, padded = 4 * 2 * 16 * 3, 4 * 2 * 16 * 5, 4 * 2 * 36 * 3
+	// Beside input and output there are the output before the bias and the padded input; both values of act weigh less.
+	if got, err := WalkBytes(net, 2); err != nil || got != in+out+out+padded+out {
+		t.Errorf("%d bytes, want %d (%v)", got, in+3*out+padded, err)
+	}
+	if got, err := WalkPairsBytes(net, 2); err != nil || got != in+3*out+padded+2*out {
+		t.Errorf("%d bytes of two, want %d (%v)", got, in+5*out+padded, err)
+	}
+	if got, err := TrainBytes(net, 2); err != nil || got != 2*out+in+2*out+padded {
+		t.Errorf("%d bytes of a training step, want %d (%v)", got, in+4*out+padded, err)
+	}
+	if got := PaddedBytes(nn.Conv{Kernel: []int{1, 1}}, shapes.Make(dtypes.Float32, 2, 4, 4, 3)); got != 0 {
+		t.Errorf("%d bytes of a padding that is none", got)
+	}
+	// The heaviest phase counts: what the method holds, or the outputs of 1,000 judged cases.
+	for _, c := range []struct{ method, want int64 }{{1 << 20, 1 << 20}, {0, in + 2*out + padded + 2*1000*out/2}} {
+		m, err := Memory(net, Load{Networks: 1, Cases: 2, Method: c.method, Judged: 1000})
+		if err != nil || m.Activations != c.want || m.Live != m.Parameters+c.want {
+			t.Errorf("%+v, want activations of %d bytes (%v)", m, c.want, err)
+		}
 	}
 }

@@ -2,11 +2,13 @@ package compress
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/lathe-ml/lathe/internal/metric"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/internal/stat"
+	"github.com/lathe-ml/lathe/nn"
 )
 
 // Interval is a 95 % interval.
@@ -60,18 +62,17 @@ func Judge(want, got []float32, cases, width int, labels []int) (Quality, error)
 	}
 	q := Quality{Positions: size / width}
 	var err error
-	if q.Agreement, err = Compare(want, got, width); err != nil {
+	if q.Agreement, err = Compare(want, got, cases, width); err != nil {
 		return q, err
 	}
-	q.Cases = cases
-	p, c := want, got
-	if probabilities(want, width) {
-		p, c = logs(want), logs(got)
+	divergence := metric.SoftmaxKL[float32]
+	if Probabilities(want, width) {
+		divergence = metric.KL
 	}
 	kl, cosine, same := make([]float64, cases), make([]float64, cases), make([]float64, cases)
 	for i := range cases {
 		from, to := i*size, (i+1)*size
-		if kl[i], err = metric.SoftmaxKL(p[from:to], c[from:to], width); err != nil {
+		if kl[i], err = divergence(want[from:to], got[from:to], width); err != nil {
 			return q, err
 		}
 		if cosine[i], err = metric.Cosine(want[from:to], got[from:to]); err != nil {
@@ -81,7 +82,6 @@ func Judge(want, got []float32, cases, width int, labels []int) (Quality, error)
 			return q, err
 		}
 	}
-	q.Cosine = stat.Mean(cosine)
 	q.Bars = Bars{Cosine: resampled(cosine), KL: resampled(kl), Top1: resampled(same)}
 	if q.Positions == 1 || q.Top1 == 1 { // resampling equal values would claim to be sure
 		q.Bars.Top1 = share(same)
@@ -113,6 +113,43 @@ func Judge(want, got []float32, cases, width int, labels []int) (Quality, error)
 	a.Drop, a.DropBar = stat.Mean(drop), resampled(drop)
 	q.Accuracy = &a
 	return q, nil
+}
+
+// Directions says whether a network's first output, rows of width values, holds directions rather than classes, so that the
+// cosine counts and not the greatest value: hidden states that leave a norm, as of an encoder without a head, or vectors of
+// length one with values of both signs, as of a sentence encoder.
+func Directions(net *nn.Network, values []float32, width int) bool {
+	return leavesNorm(net, net.Outputs[0]) || unitVectors(values, width)
+}
+
+// leavesNorm says whether a value comes out of a norm over features, moved about at most.
+func leavesNorm(net *nn.Network, value string) bool {
+	n := net.Producer(value)
+	if n == nil {
+		return false
+	}
+	switch n.Op.(type) {
+	case nn.LayerNorm, nn.RMSNorm, nn.CRMSNorm:
+		return true
+	case nn.Reshape, nn.Transpose, nn.Cast, nn.QuantizeDequantize:
+		return leavesNorm(net, n.In[0])
+	}
+	return false
+}
+
+func unitVectors(x []float32, width int) bool {
+	negative := false
+	for i := 0; i < len(x); i += width {
+		sum := 0.
+		for _, v := range x[i : i+width] {
+			sum += float64(v) * float64(v)
+			negative = negative || v < 0
+		}
+		if math.Abs(sum-1) > 1e-3 {
+			return false
+		}
+	}
+	return negative
 }
 
 // share is Wilson's interval of a share, from 1 for every case that counts and 0 for the others.

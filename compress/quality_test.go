@@ -4,6 +4,11 @@ import (
 	"math"
 	"strings"
 	"testing"
+
+	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
+
+	"github.com/lathe-ml/lathe/nn"
 )
 
 func TestJudgeIsCompareWithErrorBars(t *testing.T) {
@@ -26,7 +31,7 @@ func TestJudgeIsCompareWithErrorBars(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain, err := Compare(want, got, width)
+	plain, err := Compare(want, got, cases, width)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +81,35 @@ func TestJudgeRefuses(t *testing.T) {
 	} {
 		if _, err := Judge(c.want, c.got, c.cases, c.width, nil); err == nil || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%v: want %q", err, c.text)
+		}
+	}
+}
+
+func TestDirections(t *testing.T) {
+	encoder := func(head bool) *nn.Network {
+		b := nn.NewBuilder(1)
+		h := b.Add("norm", nn.LayerNorm{}, b.Input("x", shapes.Make(dtypes.Float32, 1, 3, 4)))
+		if head {
+			h = b.Add("head", nn.Dense{Out: 2}, h)
+		}
+		net, err := b.Finish(b.Add("turned", nn.Transpose{Perm: []int{0, 2, 1}}, h))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return net
+	}
+	for name, c := range map[string]struct {
+		net    *nn.Network
+		values []float32
+		want   bool
+	}{
+		"hidden states":  {encoder(false), []float32{3, 1}, true},
+		"unit vectors":   {encoder(true), []float32{.6, -.8, 1, 0}, true},
+		"logits":         {encoder(true), []float32{.6, -.8, 1, 1}, false},
+		"sure of itself": {encoder(true), []float32{1, 0, 0, 1}, false}, // probabilities have length one, too
+	} {
+		if got := Directions(c.net, c.values, 2); got != c.want {
+			t.Errorf("%s: %t", name, got)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package compress
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/tensors"
@@ -67,6 +68,9 @@ func (e *Evaluator) Each(ctx context.Context, x Examples, f func(n int, out []*t
 func (e *Evaluator) Outputs(ctx context.Context, x Examples) (values []float32, width int, err error) {
 	err = e.Each(ctx, x, func(n int, out []*tensors.Tensor) error {
 		v, w, err := rows(out[0], n)
+		if values == nil {
+			values = make([]float32, 0, x.Len()*w)
+		}
 		values, width = append(values, v...), w
 		return err
 	})
@@ -120,15 +124,16 @@ func Capture(ctx context.Context, b compute.Backend, net *nn.Network, x Examples
 // Range is the least and the greatest value seen.
 type Range struct{ Lo, Hi float32 }
 
-// Ranges returns the range of the named values over all cases. It is reduced inside the graph, batch by batch, so that
-// large activations never leave it.
+// Ranges returns the range of the named values over all cases. It is reduced inside the graph, batch by batch, right behind
+// what makes a value, so that large activations never leave it and live no longer than they must.
 func Ranges(ctx context.Context, b compute.Backend, net *nn.Network, x Examples, batch int, values ...string) ([]Range, error) {
 	probe := net.Clone()
 	probe.Outputs = nil
 	for i, v := range values {
 		for _, fn := range []string{"ReduceMin", "ReduceMax"} {
 			name := fmt.Sprintf("range.%d.%s", i, fn)
-			probe.Nodes = append(probe.Nodes, &nn.Node{Name: name, Op: nn.Reduce{Fn: fn}, In: []string{v}, Out: []string{name}, P: map[string]string{}})
+			at := 1 + slices.IndexFunc(probe.Nodes, func(n *nn.Node) bool { return slices.Contains(n.Out, v) })
+			probe.Nodes = slices.Insert(probe.Nodes, at, &nn.Node{Name: name, Op: nn.Reduce{Fn: fn}, In: []string{v}, Out: []string{name}, P: map[string]string{}})
 			probe.Outputs = append(probe.Outputs, name)
 		}
 	}

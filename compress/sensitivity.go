@@ -33,7 +33,7 @@ var ErrForm = errors.New("the site cannot take this form")
 type Effect struct {
 	Form      string  `json:"form"`
 	Bytes     int64   `json:"bytes"` // of the site's weight as stored in that form
-	Agreement         // with the target outputs; a case is a row of the output's last axis
+	Agreement         // with the target outputs
 	Loss      float64 `json:"loss,omitempty"`     // mean cross entropy in nats, when labels are given
 	Accuracy  float64 `json:"accuracy,omitempty"` // in [0,1], when labels are given
 	Refused   string  `json:"refused,omitempty"`  // why the site cannot take the form; the figures are 0 then
@@ -163,7 +163,7 @@ type probe struct {
 	kept     [][]*tensors.Tensor // by batch, in the order of live; nil: not computed
 	programs map[string]*program // by structure, of the current cut
 	want     []float32           // outputs from the current cut on
-	width    int                 // of a row of the output: its last axis, over which the softmax of KL is taken
+	width    int                 // of a row of the output
 }
 
 // program is a compiled rest of the network, whose parameters are replaced at every run.
@@ -190,11 +190,7 @@ func (p *probe) placeCuts(sites []*nn.Node) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	if out := sh[p.net.Outputs[0]]; out.Rank() < 2 {
-		p.width = 1
-	} else {
-		p.width = out.Dimensions[out.Rank()-1]
-	}
+	p.width = RowWidth(sh[p.net.Outputs[0]].Dimensions)
 	batches := int64((p.x.Len() + p.Batch - 1) / p.Batch)
 	wanted := map[string]bool{}
 	for _, n := range sites {
@@ -264,13 +260,13 @@ func (p *probe) effect(ctx context.Context, site string, f Form) (Effect, error)
 	if want == nil {
 		want = p.want
 	}
-	if e.Agreement, err = Compare(want, got, width); err != nil || p.Labels == nil {
+	if e.Agreement, err = Compare(want, got, p.x.Len(), width); err != nil || p.Labels == nil {
 		return e, err
 	}
 	if e.Accuracy, err = Accuracy(got, width, p.Labels); err != nil {
 		return e, err
 	}
-	if probabilities(want, width) {
+	if Probabilities(want, width) {
 		got = logs(got)
 	}
 	scored, err := metric.ScoreLogits(got, width, p.Labels, 1)

@@ -128,7 +128,7 @@ func TestSensitivityEqualsChangingOneSiteAtATime(t *testing.T) {
 						if err != nil {
 							t.Fatal(err)
 						}
-						a, err := Compare(want, y, width)
+						a, err := Compare(want, y, 11, width)
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -157,6 +157,46 @@ func TestSensitivityEqualsChangingOneSiteAtATime(t *testing.T) {
 		if before.Params.Len() != net.Params.Len() || structure(before) != structure(net) {
 			t.Error("the network is not what it was")
 		}
+	}
+}
+
+// A text recogniser's output, [cases, positions, classes] after a softmax, is compared position by position.
+func TestSensitivityOfSequences(t *testing.T) {
+	ctx, be := context.Background(), enginetest.Backend()
+	b := nn.NewBuilder(3)
+	h := b.Add("fc1", nn.Dense{Out: 4}, b.Input("x", shapes.Make(dtypes.Float32, 1, 2, 3)))
+	net, err := b.Finish(b.Add("out", nn.Softmax{Axis: -1}, b.Add("fc2", nn.Dense{Out: 5}, h)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make([]float32, 3*2*3)
+	for i := range values {
+		values[i] = float32(i%5) - 2
+	}
+	x, err := FloatExamples(values, 3, 2, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Sensitivity{Forms: []Form{rounded(.5)}}.Measure(ctx, be, net, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := net.Clone()
+	if err := rounded(.5).Put(ctx, changed, changed.Node("fc1")); err != nil {
+		t.Fatal(err)
+	}
+	var p [2][]float32
+	for i, n := range []*nn.Network{net, changed} {
+		if p[i], _, err = Evaluate(ctx, be, n, x, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kl := 0.
+	for i, v := range p[0] {
+		kl += float64(v) * math.Log(float64(v)/float64(p[1][i])) / (3 * 2)
+	}
+	if e := got[0].Effects[0]; e.Cases != 3 || !(kl > 0) || math.Abs(e.KL-kl) > 1e-6 {
+		t.Errorf("%+v, want a divergence of %g nats", e, kl)
 	}
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bufio"
+	"cmp"
 	"os"
 	"runtime"
 	"strconv"
@@ -43,19 +44,21 @@ func ThisCPU() CPU {
 	return c
 }
 
-func cpuModel() string {
-	f, err := os.Open("/proc/cpuinfo")
+func cpuModel() string { return cmp.Or(procValue("/proc/cpuinfo", "model name"), runtime.GOARCH) }
+
+// procValue is the first value of a key in a file of lines "key: value", as the kernel writes them; "" if there is none.
+func procValue(path, key string) string {
+	f, err := os.Open(path)
 	if err != nil {
-		return runtime.GOARCH
+		return ""
 	}
 	defer f.Close()
-	s := bufio.NewScanner(f)
-	for s.Scan() {
-		if k, v, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(k) == "model name" {
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if k, v, ok := strings.Cut(s.Text(), ":"); ok && strings.TrimSpace(k) == key {
 			return strings.TrimSpace(v)
 		}
 	}
-	return runtime.GOARCH
+	return ""
 }
 
 func goKernels() string {
@@ -70,18 +73,10 @@ func goKernels() string {
 
 // AvailableMemory returns the bytes that programs can still take without swapping, as far as the system says so; else 0.
 func AvailableMemory() int64 {
-	b, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
+	v, ok := strings.CutSuffix(procValue("/proc/meminfo", "MemAvailable"), " kB")
+	kb, err := strconv.ParseInt(v, 10, 64)
+	if !ok || err != nil {
 		return 0
 	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemAvailable:" && f[2] == "kB" {
-			kb, err := strconv.ParseInt(f[1], 10, 64)
-			if err != nil {
-				return 0
-			}
-			return kb << 10
-		}
-	}
-	return 0
+	return kb << 10
 }

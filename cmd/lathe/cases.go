@@ -244,6 +244,7 @@ type cases struct {
 	n      int
 	files  []string // of pictures, relative to source; nil for others
 	load   func(idx []int) (compress.Examples, error)
+	held   int64 // bytes that stay in memory, as of arrays that are read whole
 
 	classes []int // of a data set that comes with them; nil: --labels may give some
 }
@@ -282,7 +283,7 @@ func openCases(path string, net *nn.Network, p preprocessing) (*cases, error) {
 	if err := all.Check(net); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return &cases{source: path, n: all.Len(), load: func(idx []int) (compress.Examples, error) { return all.Pick(idx) }}, nil
+	return &cases{source: path, n: all.Len(), held: all.Bytes(), load: func(idx []int) (compress.Examples, error) { return all.Pick(idx) }}, nil
 }
 
 // asInput converts an array to an input's type and checks its shape.

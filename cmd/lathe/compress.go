@@ -76,7 +76,9 @@ the networks are compared on other examples than those of the calibration; --lab
 number of the case,label) or an .npy of classes. --data takes both from a data set that lathe knows.
 
 A run that is stopped goes on where it was: the same command finds the finished sites in the cache and computes nothing
-twice. --dry-run prints size, memory and time of a run, as estimates, before any work.
+twice. --dry-run prints size, memory and time of a run, as estimates, before any work: what is alive at once in its
+heaviest phase, and what the process grows to. Garbage is collected in time to stay below --max-memory, or else below four
+fifths of what is available; a run that would need more than --max-memory is refused.
 
 The search measures how much each site alone costs at each number of bits, finds the best allocations of bits for a
 ladder of sizes (exactly, taking the losses as additive), and runs the methods that serve the network on them.
@@ -388,6 +390,7 @@ type material struct {
 }
 
 func (c *compression) run(ctx context.Context) error {
+	c.limitMemory()
 	m, err := c.prepare(ctx)
 	if err != nil {
 		return err
@@ -487,7 +490,7 @@ func (c *compression) prepare(ctx context.Context) (*material, error) {
 
 // some are the cases of the given indices, with their labels.
 func (c *cases) some(idx []int, labels []int) (*cases, []int) {
-	s := &cases{source: c.source, n: len(idx), load: func(k []int) (compress.Examples, error) {
+	s := &cases{source: c.source, n: len(idx), held: c.held, load: func(k []int) (compress.Examples, error) {
 		at := make([]int, len(k))
 		for i := range k {
 			at[i] = idx[k[i]]

@@ -27,14 +27,14 @@ const (
 )
 
 // outputsOf runs a network over the judged cases, a part at a time. It returns the first output of all cases, the width of
-// its last axis where that is one of classes or coordinates, and the seconds of a case.
+// the rows in which it is compared, and the seconds of a case.
 func (c *compression) outputsOf(ctx context.Context, m *material, net *nn.Network, bar *progressBar) (values []float32, width int, perCase float64, err error) {
 	e, err := compress.NewEvaluator(m.backend, net, m.batch)
 	if err != nil {
 		return nil, 0, 0, err
 	}
 	defer e.Close()
-	part := max(m.batch, 256/m.batch*m.batch)
+	part := m.part()
 	cs := m.judged
 	var seconds []float64
 	for from := 0; from < cs.n; from += part {
@@ -43,23 +43,26 @@ func (c *compression) outputsOf(ctx context.Context, m *material, net *nn.Networ
 			return nil, 0, 0, err
 		}
 		start := time.Now()
-		v, w, err := e.Outputs(ctx, x)
+		v, _, err := e.Outputs(ctx, x)
 		if err != nil {
 			return nil, 0, 0, err
 		}
 		seconds = append(seconds, time.Since(start).Seconds()/float64(x.Len()))
-		values, width = append(values, v...), w
+		if values == nil {
+			values = make([]float32, 0, len(v)/x.Len()*cs.n)
+		}
+		values = append(values, v...)
 		bar.Set(min(from+part, cs.n), cs.n)
 	}
 	sh, err := net.Shapes(1)
 	if err != nil {
 		return nil, 0, 0, err
 	}
-	if out := sh[net.Outputs[0]]; out.Rank() == 3 && width%max(out.Dimensions[2], 1) == 0 { // a class at every position
-		width = out.Dimensions[2]
-	}
-	return values, width, slices.Min(seconds), nil // the first part compiles
+	return values, compress.RowWidth(sh[net.Outputs[0]].Dimensions), slices.Min(seconds), nil // the first part compiles
 }
+
+// part is how many judged cases are loaded at once.
+func (m *material) part() int { return max(m.batch, 256/m.batch*m.batch) }
 
 // judge runs both networks over the judged cases and compares them. It returns the seconds of a case in the float network.
 func (c *compression) judge(ctx context.Context, m *material, compressed *nn.Network, r *compressResult) (perCase float64, err error) {
@@ -81,7 +84,7 @@ func (c *compression) judge(ctx context.Context, m *material, compressed *nn.Net
 		return 0, err
 	}
 	r.Agreement, r.Bars, r.Accuracy = q.Agreement, q.Bars, q.Accuracy
-	r.Embedding = directions(want, width)
+	r.Embedding = compress.Directions(m.net, want, width)
 	if c.saveInputs != "" {
 		if err := saveInputs(c.saveInputs, m); err != nil {
 			return 0, err
@@ -91,22 +94,6 @@ func (c *compression) judge(ctx context.Context, m *material, compressed *nn.Net
 		return perCase, data.WriteNPYFile(c.saveOuts, []int{m.judged.n, len(got) / m.judged.n}, got)
 	}
 	return perCase, nil
-}
-
-// directions says whether the outputs are vectors of length one, as of a sentence encoder, rather than classes.
-func directions(x []float32, width int) bool {
-	negative := false
-	for i := 0; i < len(x); i += width {
-		sum := 0.
-		for _, v := range x[i : i+width] {
-			sum += float64(v) * float64(v)
-			negative = negative || v < 0
-		}
-		if math.Abs(sum-1) > 1e-3 {
-			return false
-		}
-	}
-	return negative && len(x) > 0
 }
 
 // saveInputs writes the judged inputs, the further ones of a network of several as PATH.1.npy and so on.
@@ -206,8 +193,11 @@ func (r *compressResult) document(args []string) *report.Document {
 		t.Rows = append(t.Rows, []string{"same class as the original", "", pct(r.Agreement.Top1), within(r.Bars.Top1, 100)})
 	}
 	t.Rows = append(t.Rows,
-		[]string{"cosine of outputs", "", report.Number(r.Agreement.Cosine), within(r.Bars.Cosine, 1)},
-		[]string{"KL divergence, nats", "", report.Number(r.Agreement.KL), within(r.Bars.KL, 1)},
+		[]string{"cosine of outputs", "", report.Number(r.Agreement.Cosine), within(r.Bars.Cosine, 1)})
+	if !r.Embedding {
+		t.Rows = append(t.Rows, []string{"KL divergence, nats", "", report.Number(r.Agreement.KL), within(r.Bars.KL, 1)})
+	}
+	t.Rows = append(t.Rows,
 		[]string{"mean squared difference of outputs", "", report.Number(r.Agreement.MSE), ""})
 	t.Note = fmt.Sprintf("Judged on %d cases of %s. Parameters are counted as packed codes with their scales; the original in float32. Intervals of shares are Wilson's, the others come from resampling the cases.", r.Agreement.Cases, r.Evaluation)
 	if r.Evaluation == r.Calibration && r.CalibrationCases > 0 {

@@ -13,6 +13,7 @@ import (
 	"github.com/lathe-ml/lathe/data"
 	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/lab/report"
+	"github.com/lathe-ml/lathe/nn"
 )
 
 // compressPlan is what --dry-run prints: estimates, but for the sizes.
@@ -67,38 +68,65 @@ func (c *compression) plan(ctx context.Context, m *material, recipes []*compress
 	return p, nil
 }
 
-// needs forecasts the memory of the heaviest step: the file, three networks (as given, folded, compressed), and the packed
-// weights of the two that are run side by side.
+// needs forecasts the memory of the heaviest step: three networks (as given, folded, compressed), and the packed weights of
+// the two that are run side by side; the examples; and what the step's method holds.
 func (m *material) needs(recipes []*compress.Recipe, batch, calibration int) (compress.MemoryForecast, *compressor, error) {
-	var examples int64
-	for _, t := range m.examples {
-		examples += int64(t.Shape().ByteSize())
+	row := int64(0) // bytes of a case
+	for _, in := range m.net.Inputs {
+		row += in.Shape.ByteSize() / int64(max(in.Shape.Dimensions[0], 1))
 	}
-	if n := m.examples.Len(); n > 0 {
-		examples = examples / int64(n) * int64(calibration)
+	load := compress.Load{Networks: 6, Cases: max(batch, 1), Judged: m.judged.n, Examples: m.calib.held + row*int64(calibration+min(m.part(), m.judged.n))}
+	if m.judged.source != m.calib.source {
+		load.Examples += m.judged.held
 	}
 	var worst compress.MemoryForecast
-	var row *compressor
+	var heaviest *compressor
 	for _, r := range recipes {
-		for _, s := range r.Steps {
+		sites, err := r.Assign(m.net)
+		if err != nil {
+			return worst, nil, err
+		}
+		for i, s := range r.Steps {
 			c, err := findCompressor(s.Method)
 			if err != nil {
 				return worst, nil, err
 			}
-			cases := batch
-			if c.atOnce {
-				cases = max(batch, calibration)
+			load.Method = 0
+			method := c.method(s, compress.Options{Select: func(n *nn.Node) bool { return sites[i][n.Name] }}, batch)
+			if h, ok := method.(compress.Holder); ok {
+				load.Method, err = h.Holds(m.net, max(calibration, 1))
+			} else if c.atOnce {
+				load.Method, err = compress.WalkPairsBytes(m.net, max(calibration, 1))
 			}
-			f, err := compress.Memory(m.net, 6, max(cases, 1), examples)
 			if err != nil {
 				return worst, nil, err
 			}
-			if row == nil || f.Total > worst.Total {
-				worst, row = f, c
+			f, err := compress.Memory(m.net, load)
+			if err != nil {
+				return worst, nil, err
+			}
+			if heaviest == nil || f.Live > worst.Live {
+				worst, heaviest = f, c
 			}
 		}
 	}
-	return worst, row, nil
+	return worst, heaviest, nil
+}
+
+// uncounted is what a process takes beside what Go's limit counts: the program's own pages, and what is allocated until a
+// collection that the limit has begun is through.
+const uncounted = 64_000_000
+
+// limitMemory makes Go collect garbage more often than be killed: under --max-memory, or else when the heap comes near to
+// what is available.
+func (c *compression) limitMemory() {
+	limit := c.memory - min(c.memory/4, uncounted)
+	if limit == 0 {
+		limit = engine.AvailableMemory() / 10 * 8
+	}
+	if limit > 0 {
+		debug.SetMemoryLimit(limit)
+	}
 }
 
 // fit forecasts the memory and, under --max-memory, takes the largest batch that fits, or refuses.
@@ -109,13 +137,6 @@ func (c *compression) fit(m *material, recipes []*compress.Recipe, p *compressPl
 		return err
 	}
 	p.Forecast.Memory = first
-	limit := c.memory
-	if limit == 0 { // rather collect garbage more often than be killed
-		limit = engine.AvailableMemory() / 10 * 8
-	}
-	if limit > 0 {
-		debug.SetMemoryLimit(limit)
-	}
 	if c.memory == 0 || first.Least <= c.memory {
 		return nil
 	}
@@ -133,7 +154,7 @@ func (c *compression) fit(m *material, recipes []*compress.Recipe, p *compressPl
 		}
 	}
 	remedy := ""
-	for n := calibration / 2; n >= 1 && row.atOnce; n /= 2 {
+	for n := calibration / 2; n >= 1; n /= 2 {
 		if f, _, err := m.needs(recipes, 1, n); err == nil && f.Least <= c.memory {
 			remedy = fmt.Sprintf("; --calib-cases %d would fit", n)
 			break
@@ -207,13 +228,14 @@ func (p *compressPlan) write(w io.Writer) error {
 		})
 	}
 	f := p.Forecast
-	t.Note = "Sizes of codes with a scale and a zero point for each output channel. Memory and time are estimates: memory counts tensors as if nodes ran one by one, doubled for Go's garbage; time scales a pass of the float network that was timed."
+	t.Note = "Sizes of codes with a scale and a zero point for each output channel. Memory and time are estimates: memory counts what is alive at once in the heaviest phase, and what Go leaves to collect; time scales a pass of the float network that was timed."
 	if err := report.WriteTable(w, t, 0); err != nil {
 		return err
 	}
 	fmt.Fprintf(w, "\nparameters    %s, now %s (%s)\n", report.Bytes(f.Bytes), report.Bytes(f.FloatBytes), pct(float64(f.Bytes)/float64(max(f.FloatBytes, 1))))
-	fmt.Fprintf(w, "peak memory   about %s (%s with --max-memory): %s of parameters, %s of activations at a batch of %d, %s of examples\n",
-		report.Bytes(f.Memory.Total), report.Bytes(f.Memory.Least), report.Bytes(f.Memory.Parameters), report.Bytes(f.Memory.Activations), p.Batch, report.Bytes(f.Memory.Examples))
+	fmt.Fprintf(w, "memory        about %s alive at once: %s of parameters, %s of activations at a batch of %d, %s of examples\n",
+		report.Bytes(f.Memory.Live), report.Bytes(f.Memory.Parameters), report.Bytes(f.Memory.Activations), p.Batch, report.Bytes(f.Memory.Examples))
+	fmt.Fprintf(w, "              the process grows to about %s, or %s with --max-memory, and no further than four fifths of what is available\n", report.Bytes(f.Memory.Total), report.Bytes(f.Memory.Least))
 	switch {
 	case len(p.Unknown) > 0:
 		fmt.Fprintf(w, "time          not known for %s; a case takes %s ms in the float network\n", strings.Join(p.Unknown, ", "), report.Number(1e3*p.CaseSeconds))

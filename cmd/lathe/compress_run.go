@@ -22,7 +22,7 @@ import (
 )
 
 // journalVersion changes when finished pieces of an earlier program must not be taken over.
-const journalVersion = "lathe compress 1"
+const journalVersion = "lathe compress 2"
 
 // journalAge is how long a stopped run is kept that nobody takes up again.
 const journalAge = 30 * 24 * time.Hour

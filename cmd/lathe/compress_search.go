@@ -289,7 +289,7 @@ func (c *compression) explore(ctx context.Context, m *material, sites []*nn.Node
 	if err != nil {
 		return nil, err
 	}
-	base.Agreement, base.Accuracy, base.Embedding = q.Agreement, q.Accuracy, directions(want, width)
+	base.Agreement, base.Accuracy, base.Embedding = q.Agreement, q.Accuracy, compress.Directions(m.net, want, width)
 	quality, _, _, name := base.quality()
 	s.FloatQuality, s.QualityName = 100*quality, strings.TrimSuffix(name, ", %")
 
@@ -517,7 +517,7 @@ func (c *compression) measurePoint(ctx context.Context, m *material, net *nn.Net
 	if err != nil {
 		return err
 	}
-	r := &compressResult{Agreement: q.Agreement, Bars: q.Bars, Accuracy: q.Accuracy, Embedding: directions(want, width)}
+	r := &compressResult{Agreement: q.Agreement, Bars: q.Bars, Accuracy: q.Accuracy, Embedding: compress.Directions(m.net, want, width)}
 	v, bar, _, _ := r.quality()
 	p.Quality, p.Bar, p.KL = 100*v, compress.Interval{Low: 100 * bar.Low, High: 100 * bar.High}, q.KL
 	p.Drop = s.FloatQuality - p.Quality

@@ -195,7 +195,7 @@ func (d *demoArm) judge(ctx context.Context, b compute.Backend, x compress.Examp
 	if err != nil {
 		return err
 	}
-	agreement, err := compress.Compare(want, got, width)
+	agreement, err := compress.Compare(want, got, len(labels), width)
 	if err != nil {
 		return err
 	}

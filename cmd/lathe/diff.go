@@ -36,14 +36,16 @@ type difference struct {
 	Cases   int                `json:"cases"`
 	Quality compress.Agreement `json:"agreement"` // of B's first output with A's
 	Bars    compress.Bars      `json:"agreement_95"`
-	MaxDiff float64            `json:"max_difference"`
-	Matched string             `json:"matched"`         // how sites were paired: by name, by order
-	Parts   string             `json:"parts,omitempty"` // first site whose error passes the threshold; empty: none
-	Sites   []siteDifference   `json:"sites"`
-	OnlyA   []string           `json:"only_in_a,omitempty"`
-	OnlyB   []string           `json:"only_in_b,omitempty"`
-	Ops     []opDifference     `json:"operations,omitempty"` // kinds of which one has more
-	Notes   []string           `json:"notes,omitempty"`
+	// Embedding says that the outputs are directions, not classes: the cosine counts.
+	Embedding bool             `json:"embedding,omitempty"`
+	MaxDiff   float64          `json:"max_difference"`
+	Matched   string           `json:"matched"`         // how sites were paired: by name, by order
+	Parts     string           `json:"parts,omitempty"` // first site whose error passes the threshold; empty: none
+	Sites     []siteDifference `json:"sites"`
+	OnlyA     []string         `json:"only_in_a,omitempty"`
+	OnlyB     []string         `json:"only_in_b,omitempty"`
+	Ops       []opDifference   `json:"operations,omitempty"` // kinds of which one has more
+	Notes     []string         `json:"notes,omitempty"`
 
 	threshold float64
 }
@@ -323,10 +325,7 @@ func (r *difference) run(ctx context.Context, c compareRun) error {
 			return fmt.Errorf("%s gives %s and %s gives %s: they do not answer the same question", r.A, out[0][0].Shape(), r.B, out[1][0].Shape())
 		}
 		want, got = append(want, y...), append(got, z...)
-		width = len(y) / n
-		if s := out[0][0].Shape(); s.Rank() == 3 {
-			width = s.Dimensions[2]
-		}
+		width = compress.RowWidth(out[0][0].Shape().Dimensions)
 		for k := range c.pairs {
 			v, w := firstRows(out[0][len(c.a.Outputs)+k], n), firstRows(out[1][len(c.b.Outputs)+k], n)
 			if len(v) != len(w) {
@@ -361,7 +360,7 @@ func (r *difference) run(ctx context.Context, c compareRun) error {
 		r.MaxDiff = max(r.MaxDiff, math.Abs(float64(want[i])-float64(got[i])))
 	}
 	q, err := compress.Judge(want, got, c.x.Len(), width, nil)
-	r.Quality, r.Bars = q.Agreement, q.Bars
+	r.Quality, r.Bars, r.Embedding = q.Agreement, q.Bars, compress.Directions(c.a, want, width)
 	return err
 }
 
@@ -383,8 +382,12 @@ func firstRows(t *tensors.Tensor, n int) []float32 {
 
 func (r *difference) write(w io.Writer, width int) error {
 	fmt.Fprintf(w, "%s and %s on %s\n", r.A, r.B, r.Inputs)
-	fmt.Fprintf(w, "outputs: cosine %s (%s to %s), the same is greatest in %s, KL %s nats, largest difference %s\n",
-		report.Number(r.Quality.Cosine), report.Number(r.Bars.Cosine.Low), report.Number(r.Bars.Cosine.High), pct(r.Quality.Top1), report.Number(r.Quality.KL), report.Number(r.MaxDiff))
+	classes := fmt.Sprintf(", the same is greatest in %s, KL %s nats", pct(r.Quality.Top1), report.Number(r.Quality.KL))
+	if r.Embedding {
+		classes = ""
+	}
+	fmt.Fprintf(w, "outputs: cosine %s (%s to %s)%s, largest difference %s\n",
+		report.Number(r.Quality.Cosine), report.Number(r.Bars.Cosine.Low), report.Number(r.Bars.Cosine.High), classes, report.Number(r.MaxDiff))
 	if r.Parts != "" {
 		fmt.Fprintf(w, "they part at %s: the first site whose error passes %g\n", r.Parts, r.threshold)
 	} else {

@@ -202,7 +202,7 @@ func openRandom(net *nn.Network, n int, seed uint64) (*cases, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cases{source: "random inputs", n: n, load: x.Pick}, nil
+	return &cases{source: "random inputs", n: n, held: x.Bytes(), load: x.Pick}, nil
 }
 
 // randomExamples draws inputs: normal ones, rows of the table that reads them for integers, and ones elsewhere.

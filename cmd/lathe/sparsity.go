@@ -294,7 +294,7 @@ func (r *sparsityReport) limit(ctx context.Context, a *app, b compute.Backend, n
 			return err
 		}
 		s := sparsityKeep{K: k}
-		if s.Agreement, err = compress.Compare(want, got, classes); err != nil {
+		if s.Agreement, err = compress.Compare(want, got, x.Len(), classes); err != nil {
 			return err
 		}
 		if s.Accuracy, err = accuracy(got); err != nil {

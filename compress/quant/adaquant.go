@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/gomlx/compute"
+	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/tensors"
 
 	"github.com/lathe-ml/lathe/compress"
@@ -89,7 +90,10 @@ type AdaQuant struct {
 	SkipSiteErrors bool
 }
 
-var _ compress.Method = AdaQuant{}
+var (
+	_ compress.Method = AdaQuant{}
+	_ compress.Holder = AdaQuant{}
+)
 
 func (q AdaQuant) withDefaults() (AdaQuant, error) {
 	q.WeightBits, q.ActBits, q.EdgeBits = cmp.Or(q.WeightBits, 4), cmp.Or(q.ActBits, 4), cmp.Or(q.EdgeBits, 8)
@@ -157,6 +161,49 @@ func (q AdaQuant) Compress(ctx context.Context, b compute.Backend, net *nn.Netwo
 		return nil, err
 	}
 	return &compress.Result{Network: a.net, Reference: a.ref, Sites: sites, Notes: a.notes}, nil
+}
+
+// Holds is what a compression on so many cases holds at most: the values of two networks, and the compiled fits that are kept
+// for the sites up to the one under way.
+func (q AdaQuant) Holds(net *nn.Network, cases int) (int64, error) {
+	q, err := q.withDefaults()
+	if err != nil {
+		return 0, err
+	}
+	walks, err := compress.WalkPairsBytes(net, cases)
+	if err != nil {
+		return 0, err
+	}
+	sh, err := net.Shapes(cases)
+	if err != nil {
+		return 0, err
+	}
+	type fit struct {
+		key   string
+		bytes int64
+	}
+	var kept []fit // as SiteFitter keeps them
+	var most int64
+	for _, n := range net.Sites() {
+		if !isQuantisable(n) || !nn.IsPlain(n.Op) || !q.Selected(n) {
+			continue
+		}
+		x, y, bits := sh[n.In[0]], sh[n.Out[0]], q.BitsOf(n.Name, compress.Bits{Weight: q.WeightBits, Act: q.ActBits})
+		f := fit{key: fmt.Sprintf("%#v %v %v %v", n.Op, x, y, bits)}
+		f.bytes = fitBytes(n.Op, x, y, min(cmp.Or(q.Batch, batchFor(y)), cases), bits.Act != 32)
+		if i := slices.Index(kept, f); i >= 0 {
+			kept = slices.Delete(kept, i, i+1)
+		} else {
+			kept = slices.Delete(kept, 0, surplusFits(kept, f.bytes, func(f fit) int64 { return f.bytes }))
+		}
+		kept = append(kept, f)
+		var held int64
+		for _, f := range kept {
+			held += f.bytes
+		}
+		most = max(most, held)
+	}
+	return walks + most, nil
 }
 
 // adaRun is the state of one compression.
@@ -349,7 +396,7 @@ func (a *adaRun) fit(ctx context.Context, net *nn.Network, n *nn.Node, x, y *ten
 		return f, fmt.Errorf("output: %w", err)
 	}
 	tr, err := a.fitter.Fit(ctx, site, x, y, SiteFit{
-		Iterations: a.Iterations, Batch: cmp.Or(a.Batch, batchFor(y)), Rates: rates, KeepBest: !a.LastIterate, Seed: a.Seed,
+		Iterations: a.Iterations, Batch: cmp.Or(a.Batch, batchFor(y.Shape())), Rates: rates, KeepBest: !a.LastIterate, Seed: a.Seed,
 	})
 	if err != nil {
 		return f, err
@@ -371,9 +418,9 @@ func (a *adaRun) fit(ctx context.Context, net *nn.Network, n *nn.Node, x, y *ten
 
 // batchFor is the number of examples per iteration: one example gives an equation per position of the output, so that few
 // of large outputs determine a layer (arXiv:2006.10518, section 3.2).
-func batchFor(y *tensors.Tensor) int {
-	d := y.Shape().Dimensions
-	positions := max(y.Shape().Size()/max(d[0]*d[len(d)-1], 1), 1)
+func batchFor(y shapes.Shape) int {
+	d := y.Dimensions
+	positions := max(y.Size()/max(d[0]*d[len(d)-1], 1), 1)
 	return min(max(1<<16/positions, 8), 50)
 }
 

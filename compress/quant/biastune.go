@@ -20,7 +20,8 @@ import (
 
 // BiasTuning trains the biases of a quantised network, and nothing else, until its outputs are distributed as those of
 // the float network: KL(softmax of the float outputs ‖ softmax of the quantised ones) on unlabelled examples, by plain
-// SGD (Hubara et al., arXiv:2006.10518, section 3.3). It is for networks without batch norm whose first output is logits.
+// SGD (Hubara et al., arXiv:2006.10518, section 3.3). It is for networks without batch norm whose first output is logits, or
+// probabilities, which are compared as they are; at every position of an output of several.
 type BiasTuning struct {
 	LR     float64 // of the first epoch; 0: 0.1. It falls by equal factors to a tenth in the last
 	Epochs int     // 0: 10
@@ -49,9 +50,18 @@ func TuneBias(ctx context.Context, b compute.Backend, ref, net *nn.Network, cali
 			return 0, 0, fmt.Errorf("quant: bias tuning: batch norm %q is not folded and would take the statistics of the batch; use bias correction", x.Name)
 		}
 	}
-	want, width, err := compress.Evaluate(ctx, b, ref, calib, min(n, compress.DefaultBatch))
+	want, size, err := compress.Evaluate(ctx, b, ref, calib, min(n, compress.DefaultBatch))
 	if err != nil {
 		return 0, 0, fmt.Errorf("quant: bias tuning: %w", err)
+	}
+	shapes, err := ref.Shapes(1)
+	if err != nil {
+		return 0, 0, fmt.Errorf("quant: bias tuning: %w", err)
+	}
+	width := compress.RowWidth(shapes[ref.Outputs[0]].Dimensions)
+	distribution := logitsDistribution
+	if compress.Probabilities(want, width) {
+		distribution = ownDistribution
 	}
 	moves := map[string]bool{}
 	last := lastSites(net)
@@ -77,8 +87,9 @@ func TuneBias(ctx context.Context, b compute.Backend, ref, net *nn.Network, cali
 		got := work.Lower(&quiet, in)[0]
 		target := batch[len(work.Inputs)]
 		got = graph.Reshape(got, target.Shape().Dimensions...)
-		p := graph.Softmax(target, -1)
-		return graph.ReduceAllMean(graph.ReduceSum(graph.Mul(graph.StopGradient(p), graph.Sub(nn.LogSoftmaxOf(target, -1), nn.LogSoftmaxOf(got, -1))), -1))
+		p, logP := distribution(target)
+		_, logQ := distribution(got)
+		return graph.ReduceAllMean(graph.ReduceSum(graph.Mul(graph.StopGradient(p), graph.Sub(logP, logQ)), -1))
 	}
 	tr, err := learn.NewTrainer(b, &work.Params, loss, learn.Options{
 		Optimizer: optim.SGD{}, LR: o.LR, Seed: o.Seed,
@@ -98,14 +109,14 @@ func TuneBias(ctx context.Context, b compute.Backend, ref, net *nn.Network, cali
 		if err != nil {
 			return 0, err
 		}
-		a, err := compress.Compare(want, got, width)
+		a, err := compress.Compare(want, got, n, width)
 		return a.KL, err
 	}
 	if before, err = divergence(); err != nil {
 		return 0, 0, fmt.Errorf("quant: bias tuning: %w", err)
 	}
 	after = before
-	targets := tensors.FromFlatDataAndDimensions(want, n, width)
+	targets := tensors.FromFlatDataAndDimensions(want, n, size/width, width)
 	all := append(slices.Clone(calib), targets)
 	for epoch := range o.Epochs {
 		lr := o.LR * math.Pow(.1, float64(epoch)/float64(max(o.Epochs-1, 1)))
@@ -143,4 +154,14 @@ func TuneBias(ctx context.Context, b compute.Backend, ref, net *nn.Network, cali
 		}
 	}
 	return before, after, nil
+}
+
+// logitsDistribution is the distribution of logits over the last axis, and its logarithm.
+func logitsDistribution(x *graph.Node) (p, logP *graph.Node) {
+	return graph.Softmax(x, -1), nn.LogSoftmaxOf(x, -1)
+}
+
+// ownDistribution is that of probabilities: themselves. What is below 1e-12 counts as 1e-12, as in metric.KL.
+func ownDistribution(x *graph.Node) (p, logP *graph.Node) {
+	return x, graph.Log(graph.MaxScalar(x, 1e-12))
 }

@@ -40,7 +40,7 @@ func TestBlameIsTheLossOfASiteAlone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a, err := compress.Compare(want, outputs(t, alone.Network, x), len(want)/12)
+			a, err := compress.Compare(want, outputs(t, alone.Network, x), 12, len(want)/12)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -658,7 +658,7 @@ func agreesAsONNX(t *testing.T, name string, net *nn.Network, x compress.Example
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	if a, err := compress.Compare(want, got, width); err != nil || a.Cosine < .9999 {
+	if a, err := compress.Compare(want, got, x.Len(), width); err != nil || a.Cosine < .9999 {
 		t.Errorf("%s: as ONNX %+v, %v", name, a, err)
 	}
 }

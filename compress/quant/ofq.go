@@ -70,7 +70,35 @@ type OFQ struct {
 	FreezeAbove float64
 }
 
-var _ compress.Method = OFQ{}
+var (
+	_ compress.Method = OFQ{}
+	_ compress.Holder = OFQ{}
+)
+
+// Holds is what training on so many cases holds at most: a step of the student, with the quantised inputs of its sites, beside a
+// pass of the teacher.
+func (q OFQ) Holds(net *nn.Network, cases int) (int64, error) {
+	batch := q.QAT.withDefaults(cases).Batch
+	step, err := compress.TrainBytes(net, batch)
+	if err != nil {
+		return 0, err
+	}
+	teacher, err := compress.WalkBytes(net, batch)
+	if err != nil {
+		return 0, err
+	}
+	sh, err := net.Shapes(batch)
+	if err != nil {
+		return 0, err
+	}
+	var inputs int64
+	for _, n := range net.Sites() {
+		if isQuantisable(n) && q.Selected(n) && q.BitsOf(n.Name, compress.Bits{Act: q.ActBits}).Act != 32 {
+			inputs += int64(sh[n.In[0]].ByteSize())
+		}
+	}
+	return step + teacher + inputs, nil
+}
 
 func (q OFQ) withDefaults() OFQ {
 	q.WeightBits = cmp.Or(q.WeightBits, 4)

@@ -972,3 +972,20 @@ func TestDampeningDrawsToTheMiddleOfLevels(t *testing.T) {
 		}
 	}
 }
+
+// A step of the student on a batch and a pass of the teacher: x [4, 6] -> fc1 [4, 8] -> fc2 [4, 3].
+func TestOFQHolds(t *testing.T) {
+	b := nn.NewBuilder(1)
+	net, err := b.Finish(b.Add("fc2", nn.Dense{Out: 3}, b.Add("fc1", nn.Dense{Out: 8}, b.Input("x", shapes.Make(dtypes.Float32, 1, 6)))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// All values; the most alive in a pass (x, fc1), twice, of the teacher with a copy of the largest; the sites' inputs.
+	const want = 4 * 4 * ((8 + 3) + (6 + 8) + (6 + 8) + 8 + (6 + 8))
+	if got, err := (OFQ{QAT: QAT{Batch: 4}}).Holds(net, 100); err != nil || got != want {
+		t.Errorf("%d bytes, want %d (%v)", got, want, err)
+	}
+	if got, err := (OFQ{ActBits: 32, QAT: QAT{Batch: 4}}).Holds(net, 100); err != nil || got != want-4*4*(6+8) {
+		t.Errorf("%d bytes with inputs in float, want %d (%v)", got, want-4*4*(6+8), err)
+	}
+}

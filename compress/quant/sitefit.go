@@ -8,9 +8,11 @@ import (
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/compute/dtypes"
+	"github.com/gomlx/compute/shapes"
 	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 
+	"github.com/lathe-ml/lathe/compress"
 	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
@@ -26,9 +28,12 @@ type SiteFitter struct {
 	fits []*compiledFit // the most recently used last
 }
 
-// maxFits is how many compiled fits are kept, each of which has memory for a pass over a batch: enough for the layers of a
-// repeated block.
-const maxFits = 8
+// maxFits is how many compiled fits are kept, enough for the layers of a repeated block, and maxFitBytes what they may hold
+// for passes over a batch, the one in use aside.
+const (
+	maxFits     = 8
+	maxFitBytes = 1 << 30
+)
 
 // NewSiteFitter prepares fits on a backend.
 func NewSiteFitter(b compute.Backend) *SiteFitter {
@@ -152,6 +157,7 @@ func finite(v float64) bool { return v-v == 0 }
 // compiledFit is what one kind of site has been compiled into; its parameters are those of the site under way.
 type compiledFit struct {
 	key     string
+	bytes   int64 // what its passes hold
 	net     *nn.Network
 	names   []string
 	trainer *learn.Trainer
@@ -168,7 +174,8 @@ func (f *SiteFitter) compiled(site *nn.Network, x, y *tensors.Tensor, o SiteFit)
 		f.fits = append(slices.Delete(f.fits, i, i+1), c)
 		return c, nil
 	}
-	c := &compiledFit{key: key, net: site.Clone()}
+	fitted := site.Nodes[len(site.Nodes)-1].Op
+	c := &compiledFit{key: key, net: site.Clone(), bytes: fitBytes(fitted, x.Shape(), y.Shape(), o.Batch, len(site.Nodes) > 1)}
 	for p := range c.net.Params.All() {
 		c.names = append(c.names, p.Name)
 	}
@@ -214,12 +221,42 @@ func (f *SiteFitter) compiled(site *nn.Network, x, y *tensors.Tensor, o SiteFit)
 		return nil, err
 	}
 	c.errors.NoLimit()
-	if len(f.fits) == maxFits {
-		f.fits[0].close()
-		f.fits = slices.Delete(f.fits, 0, 1)
+	gone := surplusFits(f.fits, c.bytes, func(c *compiledFit) int64 { return c.bytes })
+	for _, old := range f.fits[:gone] {
+		old.close()
 	}
-	f.fits = append(f.fits, c)
+	f.fits = append(slices.Delete(f.fits, 0, gone), c)
 	return c, nil
+}
+
+// surplusFits is how many fits, the oldest first, make room for one of so many bytes.
+func surplusFits[F any](fits []F, coming int64, bytes func(F) int64) (gone int) {
+	held := coming
+	for _, f := range fits {
+		held += bytes(f)
+	}
+	for ; gone < len(fits) && (len(fits)-gone >= maxFits || held > maxFitBytes); gone++ {
+		held -= bytes(fits[gone])
+	}
+	return gone
+}
+
+// fitBytes is what the two passes of a compiled fit hold of a batch in float32, on the native backend. The one that measures
+// has x, y and the site's output; that of an update has in place of x four such values where the input is quantised (its
+// codes and what their gradient is masked by, before and after), and the gradient in place of the output. A convolution with
+// zeros around its input has it once more in both.
+func fitBytes(op nn.Op, x, y shapes.Shape, batch int, quantised bool) int64 {
+	cases := int64(max(x.Dimensions[0], 1))
+	of := func(bytes int64) int64 { return bytes / cases * int64(batch) }
+	ofX := int64(2)
+	if quantised {
+		ofX = 5
+	}
+	n := ofX*of(int64(x.ByteSize())) + 4*of(int64(y.ByteSize()))
+	if c, ok := op.(nn.Conv); ok {
+		n += 2 * of(compress.PaddedBytes(c, x))
+	}
+	return n
 }
 
 // fitKey names what a fit compiles.

@@ -22,7 +22,7 @@ type Quality struct {
 	Low    float64 `json:"low"`
 	High   float64 `json:"high"`
 	Cosine float64 `json:"cosine"` // mean over cases, with the float network's outputs
-	KL     float64 `json:"kl"`     // mean over cases, in nats, of the outputs' softmax
+	KL     float64 `json:"kl"`     // mean over rows of the outputs (compress.RowWidth), in nats
 }
 
 // judge is what the outputs of one network are held against.
@@ -65,7 +65,7 @@ func (j *judge) quality(out []float32) (q Quality, err error) {
 	}
 	cases := j.dims[0]
 	width := len(out) / cases
-	a, err := compress.Compare(j.float, out, width)
+	a, err := compress.Compare(j.float, out, cases, compress.RowWidth(j.dims))
 	if err != nil {
 		return q, err
 	}

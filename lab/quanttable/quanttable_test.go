@@ -185,6 +185,13 @@ func TestQualityOfLines(t *testing.T) {
 			t.Errorf("%v: %v %% right, want %v", c.classes, q.Value, c.want)
 		}
 	}
+	// One position of six is undecided between its four classes: the divergence is that of its probabilities.
+	j.float = out(1, 1, 2, 3, 1, 0)
+	undecided := out(1, 1, 2, 3, 1, 0)
+	copy(undecided[8:12], []float32{.25, .25, .25, .25})
+	if q, err := j.quality(undecided); err != nil || math.Abs(q.KL-math.Log(4)/6) > 1e-9 {
+		t.Errorf("divergence %g, want %g (%v)", q.KL, math.Log(4)/6, err)
+	}
 }
 
 func TestQualityOfEmbeddingsAndClasses(t *testing.T) {

@@ -350,7 +350,7 @@ func (m *mixer) judge(ctx context.Context, t *lab.Trial, bits []int) (accuracy, 
 	if err != nil {
 		return 0, 0, err
 	}
-	a, err := compress.Compare(m.want, got, width)
+	a, err := compress.Compare(m.want, got, m.calib.Len(), width)
 	if err != nil {
 		return 0, 0, err
 	}

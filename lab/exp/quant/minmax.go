@@ -100,7 +100,7 @@ func orientation(ctx context.Context, t *lab.Trial, m compress.Method) error {
 	if err != nil {
 		return err
 	}
-	agreement, err := compress.Compare(p.logits, got, p.classes)
+	agreement, err := compress.Compare(p.logits, got, len(p.labels), p.classes)
 	if err != nil {
 		return err
 	}

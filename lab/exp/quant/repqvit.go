@@ -116,7 +116,7 @@ func record(t *lab.Trial, b *bench, net *nn.Network, logits []float32) error {
 	if err != nil {
 		return err
 	}
-	a, err := compress.Compare(b.logits, logits, b.width)
+	a, err := compress.Compare(b.logits, logits, len(b.labels), b.width)
 	if err != nil {
 		return err
 	}

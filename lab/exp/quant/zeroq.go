@@ -392,7 +392,7 @@ func zeroLite(ctx context.Context, t *lab.Trial, source method.DataSource, budge
 	if err != nil {
 		return err
 	}
-	a, err := compress.Compare(want, got, width)
+	a, err := compress.Compare(want, got, test.Len(), width)
 	if err != nil {
 		return err
 	}
