@@ -121,7 +121,7 @@ func (s *padStep) prepare(*executable) {
 	row := rowMajor(s.dims)
 	if a := slices.IndexFunc(s.dims, func(d int) bool { return d != 1 }); a >= 0 && len(s.parts) == 1 {
 		q := s.parts[0]
-		if q.src.dims[a] == s.dims[a] && s.dims[a] > 0 && q.str[a] == row[a] && q.off < row[a] {
+		if q.src.size() > 0 && q.src.dims[a] == s.dims[a] && q.str[a] == row[a] && q.off < row[a] {
 			s.slabs, s.slab, s.step = s.dims[a], row[a], q.src.str[a]
 			s.copiers = []copier{newCopier(view{q.src.base, q.src.off, q.src.dims[a+1:], q.src.str[a+1:]}, q.off, q.str[a+1:])}
 			return
