@@ -22,7 +22,7 @@ type Examples struct {
 
 type keptKey struct {
 	base *Net
-	cut  string
+	cut  string // the operation behind it and what is live there; the same buffer holds other values in front of another one
 }
 
 // Len is the number of cases.
@@ -57,10 +57,10 @@ func (e *Examples) check(classes int) error {
 
 // frozen computes what the operations in front of the program's cut give for every case, once for a network and a cut.
 func (p *Program) frozen(ctx context.Context, base *Net, e *Examples) ([][]float32, error) {
-	key := keptKey{base: base}
+	key := keptKey{base, p.ops[p.cut].name}
 	size := 0
 	for _, b := range p.live {
-		key.cut += b.Name + "\x00"
+		key.cut += "\x00" + b.Name
 		size += p.words[b]
 	}
 	if k, ok := e.kept[key]; ok {
