@@ -44,7 +44,7 @@ func TestCompressorRowsWork(t *testing.T) {
 			t.Error(c.name, err)
 			continue
 		}
-		if c.method(s, compress.Options{}, 0) == nil || c.about == "" || c.cases < -1 {
+		if c.method(s, compress.Options{}, 0, nil) == nil || c.about == "" || c.cases < -1 {
 			t.Errorf("%+v", c)
 		}
 		for _, k := range c.knobs {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/lathe-ml/lathe/compress"
+	"github.com/lathe-ml/lathe/compress/quant"
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/fold"
@@ -20,7 +21,7 @@ import (
 const journalVersion = "lathe compress 1"
 
 // materialKey hashes what the results depend on beside the recipe: the model's bytes, how it was read, the calibration
-// cases, the batch and the backend.
+// cases with the classes that are learnt from, the batch and the backend.
 func (c *compression) materialKey(m *material) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%q %d %d %s\n", journalVersion, c.shapes, c.tokens, m.batch, m.backend.Name())
@@ -29,6 +30,9 @@ func (c *compression) materialKey(m *material) (string, error) {
 	}
 	if err := hashExamples(h, m.examples); err != nil {
 		return "", err
+	}
+	if m.classes != nil {
+		fmt.Fprint(h, m.classes)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
@@ -71,8 +75,11 @@ func (c *compression) apply(ctx context.Context, m *material, r *compress.Recipe
 		if !whole {
 			o.Select = func(n *nn.Node) bool { return sites[i][n.Name] }
 		}
-		step, err := row.method(s, o, m.batch).Compress(ctx, m.backend, net, m.examples)
+		step, err := row.method(s, o, m.batch, m.classes).Compress(ctx, m.backend, net, m.examples)
 		steps.close()
+		if errors.Is(err, quant.ErrNoClasses) {
+			err = fmt.Errorf("%w: --set %s=false", err, classesKnob)
+		}
 		if err != nil {
 			if len(r.Steps) > 1 {
 				err = fmt.Errorf("step %d: %w", i+1, err)

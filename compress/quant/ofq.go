@@ -440,7 +440,11 @@ func (q OFQ) Compress(ctx context.Context, b compute.Backend, net *nn.Network, c
 	if err != nil {
 		return nil, fmt.Errorf("quant: ofq: %w", err)
 	}
-	p.Notes = append(p.Notes, fmt.Sprintf("trained on %d cases, %d steps of %d: loss %.3g to %.3g", calib.Len(), t.Steps, t.Batch, t.First, t.Last))
+	classes := ""
+	if q.Labels != nil {
+		classes = " with their classes"
+	}
+	p.Notes = append(p.Notes, fmt.Sprintf("trained on %d cases%s, %d steps of %d: loss %.3g to %.3g", calib.Len(), classes, t.Steps, t.Batch, t.First, t.Last))
 	if q.AnnealSteps >= 0 && cmp.Or(q.Weights, Statistical) == Statistical {
 		if t, err = p.Anneal(ctx, b, calib); err != nil {
 			return nil, fmt.Errorf("quant: ofq: %w", err)
