@@ -25,6 +25,12 @@ type Journal struct {
 	mu  sync.Mutex
 }
 
+// How the files of a journal end.
+const (
+	pieceExt = ".gob"
+	partExt  = ".part"
+)
+
 // OpenJournal opens or begins the journal in a folder.
 func OpenJournal(dir string) (*Journal, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -41,6 +47,38 @@ func (j *Journal) Do(key string, value any, f func() error) (restored bool, err 
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if found, err := j.load(key, value); found || err != nil {
+		return found, err
+	}
+	if err := f(); err != nil {
+		return false, err
+	}
+	return false, j.store(key, value)
+}
+
+// Load fills value with what the journal keeps under key, and reports whether it does. A piece that cannot be read is
+// deleted, and value is then to be filled anew.
+func (j *Journal) Load(key string, value any) (found bool, err error) {
+	if j == nil {
+		return false, nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.load(key, value)
+}
+
+// Store keeps value under key, in place of what was there: for what is kept while it is not finished, where Do keeps what
+// is. In a nil Journal it does nothing.
+func (j *Journal) Store(key string, value any) error {
+	if j == nil {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.store(key, value)
+}
+
+func (j *Journal) load(key string, value any) (found bool, err error) {
 	path := j.path(key)
 	switch err := readPiece(path, value); {
 	case err == nil:
@@ -50,15 +88,16 @@ func (j *Journal) Do(key string, value any, f func() error) (restored bool, err 
 			return false, fmt.Errorf("compress: journal: %w", err)
 		}
 	}
-	if err := f(); err != nil {
-		return false, err
-	}
-	return false, atomicfile.Write(path, func(w io.Writer) error { return gob.NewEncoder(w).Encode(value) })
+	return false, nil
+}
+
+func (j *Journal) store(key string, value any) error {
+	return atomicfile.Write(j.path(key), func(w io.Writer) error { return gob.NewEncoder(w).Encode(value) })
 }
 
 func (j *Journal) path(key string) string {
 	h := sha256.Sum256([]byte(key))
-	return filepath.Join(j.dir, hex.EncodeToString(h[:12])+".gob")
+	return filepath.Join(j.dir, hex.EncodeToString(h[:12])+pieceExt)
 }
 
 func readPiece(path string, value any) error {
@@ -76,7 +115,7 @@ func (j *Journal) File(key string) string {
 	if j == nil {
 		return ""
 	}
-	return strings.TrimSuffix(j.path(key), ".gob") + ".part"
+	return strings.TrimSuffix(j.path(key), pieceExt) + partExt
 }
 
 // Sub is the journal of a part of the run, which keeps its keys apart from this one's; of a nil Journal it is nil. It goes
@@ -88,13 +127,13 @@ func (j *Journal) Sub(name string) (*Journal, error) {
 	return OpenJournal(filepath.Join(j.dir, name))
 }
 
-// Len is the number of pieces kept, those of parts included.
+// Len is the number of pieces kept, those of parts and those under way (File) included.
 func (j *Journal) Len() (n int) {
 	if j == nil {
 		return 0
 	}
 	_ = filepath.WalkDir(j.dir, func(path string, _ fs.DirEntry, err error) error {
-		if err == nil && filepath.Ext(path) == ".gob" {
+		if ext := filepath.Ext(path); err == nil && (ext == pieceExt || ext == partExt) {
 			n++
 		}
 		return nil

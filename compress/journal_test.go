@@ -66,6 +66,48 @@ func TestJournalRestoresFinishedPieces(t *testing.T) {
 	}
 }
 
+func TestJournalKeepsWhatIsUnderWay(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	open := func() *Journal {
+		j, err := OpenJournal(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	var p piece
+	if found, err := open().Load("a", &p); found || err != nil {
+		t.Fatal(found, err)
+	}
+	for bits := range 3 {
+		if err := open().Store("a", &piece{Bits: bits + 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found, err := open().Load("a", &p); !found || err != nil || p.Bits != 3 {
+		t.Fatalf("the last one is %+v: %v %v", p, found, err)
+	}
+	if restored, err := open().Do("a", &p, func() error { return errors.New("computed again") }); !restored || err != nil {
+		t.Fatal(restored, err)
+	}
+	if err := os.WriteFile(open().File("b"), []byte("a checkpoint"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if n := open().Len(); n != 2 {
+		t.Errorf("%d pieces; a checkpoint is one too", n)
+	}
+	if err := os.WriteFile(open().path("a"), []byte("half a fi"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := open().Load("a", &piece{}); found || err != nil || open().Len() != 1 {
+		t.Errorf("a damaged piece: %v %v", found, err)
+	}
+	var none *Journal
+	if found, err := none.Load("a", &p); found || err != nil || none.Store("a", &p) != nil {
+		t.Error(found, err)
+	}
+}
+
 func TestOldJournalsAreSwept(t *testing.T) {
 	root := t.TempDir()
 	for _, name := range []string{"00ff00", "aa11", "not a journal"} {

@@ -25,6 +25,18 @@ type Form struct {
 	Put func(ctx context.Context, net *nn.Network, site *nn.Node) error
 }
 
+// WeightForms are the forms that differ in the bits of the weight alone, one for each choice, named "w4" and so on: put
+// brings a site of net to so many bits, as Form.Put does.
+func WeightForms(choices []int, put func(net *nn.Network, site *nn.Node, bits int) error) []Form {
+	forms := make([]Form, len(choices))
+	for i, bits := range choices {
+		forms[i] = Form{Name: fmt.Sprintf("w%d", bits), Put: func(_ context.Context, net *nn.Network, site *nn.Node) error {
+			return put(net, site, bits)
+		}}
+	}
+	return forms
+}
+
 // ErrForm: a site cannot take a form. An error of Form.Put that wraps it leaves that effect out instead of ending the
 // measurement.
 var ErrForm = errors.New("the site cannot take this form")

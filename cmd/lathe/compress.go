@@ -29,6 +29,7 @@ type compressFlags struct {
 	recipe                       string
 
 	calib, eval, labels, data string
+	calibLabels               string
 	calibCases, evalCases     int
 	preprocess                string
 	shapes                    []string
@@ -74,6 +75,11 @@ each, separated by commas), or a .txt file of one text a line for an encoder wit
 ImageNet classifiers read them, unless --preprocess or the model's own metadata ("preprocess") say otherwise. With --eval
 the networks are compared on other examples than those of the calibration; --labels is a CSV of file,label (for .npy:
 number of the case,label) or an .npy of classes. --data takes both from a data set that lathe knows.
+
+A method that trains (ofq) learns from classes too, where they are known: --data has them, --calib-labels gives those of
+--calib beside an --eval of its own. With --labels and no --eval, a fifth of the examples is held out: the method trains on the
+others, and accuracy is that of the fifth, which it has not seen. Without classes, or with --set labels=false, it learns from
+the float network alone.
 
 A run that is stopped goes on where it was: the same command finds the finished sites in the cache and computes nothing
 twice. --dry-run prints size, memory and time of a run, as estimates, before any work: what is alive at once in its
@@ -122,6 +128,7 @@ VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 	fl.StringVar(&f.eval, "eval", "", "examples to judge on (default: those of --calib)")
 	fl.IntVar(&f.evalCases, "eval-cases", -1, "how many of them, drawn by --seed; -1: all")
 	fl.StringVar(&f.labels, "labels", "", "classes of the examples that are judged: CSV of file,label, or .npy")
+	fl.StringVar(&f.calibLabels, "calib-labels", "", "with --eval: classes of the examples of --calib, for a method that learns from them")
 	fl.StringVar(&f.data, "data", "", "data set to calibrate on (training part) and to judge on (test part): "+strings.Join(labelledSets(), ", "))
 	fl.StringVar(&f.preprocess, "preprocess", "", "how pictures become inputs, see above")
 	fl.StringArrayVar(&f.shapes, "shape", nil, "shape of an input that the model leaves open, name=1,3,48,320; may be repeated")
@@ -183,6 +190,8 @@ func newCompression(a *app, model string, f compressFlags, given func(flag strin
 		return nil, chooseOne("data", f.data, labelledSets())
 	case f.labels != "" && f.data != "" && f.eval == "":
 		return nil, usageErrorf("--data %s has its own classes; leave --labels out", f.data)
+	case f.calibLabels != "" && (f.calib == "" || f.eval == ""):
+		return nil, usageErrorf("--calib-labels are the classes of --calib beside an --eval of its own; without that --labels gives them")
 	case f.calibCases < -1 || f.evalCases < -1 || f.evalCases == 0:
 		return nil, usageErrorf("--calib-cases %d, --eval-cases %d; give a positive number, or -1 for all", f.calibCases, f.evalCases)
 	case f.batch < 0:
@@ -215,9 +224,15 @@ func newCompression(a *app, model string, f compressFlags, given func(flag strin
 		if err == nil && len(c.target.needsExamples()) > 0 && f.calib == "" && f.data == "" {
 			err = usageErrorf("name examples with --calib: a folder of pictures, .npy, or .txt")
 		}
-		return c, err
+		if err != nil {
+			return nil, err
+		}
+		return c, c.checkClasses()
 	}
 	if c.from, err = f.readRecipe(); err != nil {
+		return nil, err
+	}
+	if err := c.checkClasses(); err != nil {
 		return nil, err
 	}
 	if f.calib == "" && f.data == "" {
@@ -228,6 +243,26 @@ func newCompression(a *app, model string, f compressFlags, given func(flag strin
 		}
 	}
 	return c, nil
+}
+
+// checkClasses refuses classes that nobody would look at.
+func (c *compression) checkClasses() error {
+	if c.calibLabels != "" && !c.learnsClasses() {
+		return usageErrorf("--calib-labels: nothing here learns from classes; leave it out")
+	}
+	return nil
+}
+
+// learnsClasses says whether a step, or a method of a search, trains with the classes of its examples, where they are known.
+func (c *compression) learnsClasses() bool {
+	if c.target != nil {
+		set, err := parseSet(c.set)
+		return err == nil && slices.ContainsFunc(c.target.methods, func(m *compressor) bool { return m.learnsClasses(compress.Part{Set: set}) })
+	}
+	return slices.ContainsFunc(c.from.Steps, func(s compress.Part) bool {
+		m, err := findCompressor(s.Method)
+		return err == nil && m.learnsClasses(s)
+	})
 }
 
 // readRecipe makes the recipe of the flags, or reads the file, and settles what it leaves open.
@@ -385,6 +420,7 @@ type material struct {
 	examples compress.Examples // drawn of calib; nil: the method needs none
 	judged   *cases
 	labels   []int // of the judged cases; nil: none
+	classes  []int // of the examples, if a step learns from them; nil: not known, or none does
 	batch    int
 	key      string // hash of the model, the examples and what the results depend on beside the recipe
 }
@@ -472,6 +508,17 @@ func (c *compression) prepare(ctx context.Context) (*material, error) {
 			return nil, err
 		}
 	}
+	classes := m.calib.classes
+	if c.calibLabels != "" {
+		if classes, err = m.calib.labels(c.calibLabels); err != nil {
+			return nil, err
+		}
+	}
+	if c.learnsClasses() && m.judged == m.calib && m.labels != nil {
+		if classes, err = m.holdOut(seed); err != nil {
+			return nil, err
+		}
+	}
 	if c.evalCases > 0 && c.evalCases < m.judged.n {
 		m.judged, m.labels = m.judged.some(drawCases(m.judged.n, c.evalCases, seed), m.labels)
 	}
@@ -480,12 +527,37 @@ func (c *compression) prepare(ctx context.Context) (*material, error) {
 	}
 	m.batch = c.chooseBatch(m.net)
 	if c.calib != "" || c.data != "" {
-		if m.examples, err = m.calib.load(drawCases(m.calib.n, count, seed)); err != nil {
+		drawn := drawCases(m.calib.n, count, seed)
+		if m.examples, err = m.calib.load(drawn); err != nil {
 			return nil, err
+		}
+		if c.learnsClasses() && classes != nil {
+			for _, i := range drawn {
+				m.classes = append(m.classes, classes[i])
+			}
 		}
 	}
 	m.key, err = c.materialKey(m)
 	return m, err
+}
+
+// heldOut is the share of labelled examples that is judged on when the classes of the others are learnt.
+const heldOut = 5 // one of so many
+
+// holdOut takes the examples apart: those that are judged, and those that are learnt from with their classes, which it
+// returns.
+func (m *material) holdOut(seed uint64) (classes []int, err error) {
+	all, labels := m.calib, m.labels
+	if all.n < 2 {
+		return nil, fmt.Errorf("%s: one case with its class is too few to learn from some and judge on others; give more, or --set %s=false", all.source, classesKnob)
+	}
+	held := drawCases(all.n, max(1, all.n/heldOut), seed)
+	rest := slices.DeleteFunc(data.Range(all.n), func(i int) bool { _, ok := slices.BinarySearch(held, i); return ok })
+	m.judged, m.labels = all.some(held, labels)
+	m.calib, classes = all.some(rest, labels)
+	m.judged.source += ", held out of the training"
+	m.calib.source += ", less those held out"
+	return classes, nil
 }
 
 // some are the cases of the given indices, with their labels.
@@ -618,6 +690,10 @@ func summary(r *compress.Recipe) string {
 func (c *compression) writeRecipe(path string, recipe *compress.Recipe, m *material, r *compressResult) error {
 	examples := ""
 	switch {
+	case c.calib != "" && m.classes != nil && c.eval == "":
+		examples = " --calib " + c.calib + " --labels " + c.labels
+	case c.calib != "" && m.classes != nil:
+		examples = " --calib " + c.calib + " --calib-labels " + c.calibLabels + " --eval " + c.eval
 	case c.calib != "":
 		examples = " --calib " + c.calib
 	case c.data != "":

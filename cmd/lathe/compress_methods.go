@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -36,6 +37,8 @@ type methodSettings struct {
 	compress.Options
 	bits  compress.Bits // 32: float
 	batch int           // cases per pass; 0: the method's own
+
+	classes []int // of the calibration cases, for a step that learns from them; nil: not known
 
 	values map[string]string // of every knob of the row, checked
 }
@@ -196,9 +199,21 @@ func (c *compressor) settle(s *compress.Part) error {
 	return nil
 }
 
-// method makes the method of a step that settle has accepted.
-func (c *compressor) method(s compress.Part, o compress.Options, batch int) compress.Method {
+// classesKnob is the knob of methods that train with the classes of their examples, where they are known.
+const classesKnob = "labels"
+
+// learnsClasses says whether a step does.
+func (c *compressor) learnsClasses(s compress.Part) bool {
+	i := slices.IndexFunc(c.knobs, func(k knob) bool { return k.key == classesKnob })
+	return i >= 0 && cmp.Or(s.Set[classesKnob], c.knobs[i].def) == "true"
+}
+
+// method makes the method of a step that settle has accepted. classes are those of the calibration cases; nil: not known.
+func (c *compressor) method(s compress.Part, o compress.Options, batch int, classes []int) compress.Method {
 	m := &methodSettings{Options: o, bits: compress.Bits{Weight: s.Bits, Act: s.ActBits}, batch: batch, values: map[string]string{}}
+	if c.learnsClasses(s) {
+		m.classes = classes
+	}
 	for _, k := range c.knobs {
 		m.values[k.key] = k.def
 	}

@@ -44,7 +44,7 @@ func TestCompressorRowsWork(t *testing.T) {
 			t.Error(c.name, err)
 			continue
 		}
-		if c.method(s, compress.Options{}, 0) == nil || c.about == "" || c.cases < -1 {
+		if c.method(s, compress.Options{}, 0, nil) == nil || c.about == "" || c.cases < -1 {
 			t.Errorf("%+v", c)
 		}
 		for _, k := range c.knobs {
@@ -288,8 +288,9 @@ func TestAStoppedCompressionGoesOn(t *testing.T) {
 		return len(found)
 	}
 	for name, flags := range map[string]compressFlags{
-		"method": {method: "repq-vit", bits: 4},
-		"search": {size: "28%", points: 2, method: "minmax"},
+		"method":  {method: "repq-vit", bits: 4},
+		"search":  {size: "28%", points: 2, method: "minmax"},
+		"trained": {method: "ofq", bits: 4, set: []string{"steps=20"}}, // stopped first when it has nothing but a checkpoint
 	} {
 		flags.calib, flags.evalCases, flags.blame, flags.report, flags.output = cases, -1, "auto", "none", filepath.Join(dir, name+".onnx")
 		start := func(ctx context.Context, stderr *stopping, output string) error {

@@ -92,7 +92,7 @@ func (m *material) needs(recipes []*compress.Recipe, batch, calibration int) (co
 				return worst, nil, err
 			}
 			load.Method = 0
-			method := c.method(s, compress.Options{Select: func(n *nn.Node) bool { return sites[i][n.Name] }}, batch)
+			method := c.method(s, compress.Options{Select: func(n *nn.Node) bool { return sites[i][n.Name] }}, batch, nil)
 			if h, ok := method.(compress.Holder); ok {
 				load.Method, err = h.Holds(m.net, max(calibration, 1))
 			} else if c.atOnce {

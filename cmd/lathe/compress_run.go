@@ -6,16 +6,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/lathe-ml/lathe/compress"
-	"github.com/lathe-ml/lathe/data"
+	"github.com/lathe-ml/lathe/compress/quant"
 	"github.com/lathe-ml/lathe/lab/report"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/fold"
@@ -24,42 +20,21 @@ import (
 // journalVersion changes when finished pieces of an earlier program must not be taken over.
 const journalVersion = "lathe compress 2"
 
-// journalAge is how long a stopped run is kept that nobody takes up again.
-const journalAge = 30 * 24 * time.Hour
-
 // materialKey hashes what the results depend on beside the recipe: the model's bytes, how it was read, the calibration
-// cases, the batch and the backend.
+// cases with the classes that are learnt from, the batch and the backend.
 func (c *compression) materialKey(m *material) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%q %d %d %s\n", journalVersion, c.shapes, c.tokens, m.batch, m.backend.Name())
-	path := c.model
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		path = filepath.Join(path, "model.safetensors")
-	}
-	f, err := os.Open(path)
-	if err != nil {
+	if err := hashModel(h, c.model); err != nil {
 		return "", err
 	}
-	defer f.Close()
-	if _, err := io.Copy(h, f); err != nil {
+	if err := hashExamples(h, m.examples); err != nil {
 		return "", err
 	}
-	for _, t := range m.examples {
-		fmt.Fprint(h, t.Shape())
-		if err := t.ConstBytes(func(b []byte) { h.Write(b) }); err != nil {
-			return "", err
-		}
+	if m.classes != nil {
+		fmt.Fprint(h, m.classes)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// journalDir is where stopped runs are kept: $LATHE_HOME/compress, or the folder compress of the cache.
-func journalDir(key string) string {
-	root := os.Getenv("LATHE_HOME")
-	if root == "" {
-		root = data.Dir()
-	}
-	return filepath.Join(root, "compress", key[:24])
 }
 
 // openJournal opens the journal of this run, which an earlier one may have left.
@@ -73,26 +48,7 @@ func (c *compression) openJournal(m *material, what any) (*compress.Journal, err
 		text = string(b)
 	}
 	sum := sha256.Sum256([]byte(m.key + text))
-	dir := journalDir(hex.EncodeToString(sum[:]))
-	if err := compress.SweepJournals(filepath.Dir(dir), journalAge); err != nil {
-		c.note("%v", err)
-	}
-	j, err := compress.OpenJournal(dir)
-	if err != nil {
-		return nil, err
-	}
-	if n := j.Len(); n > 0 {
-		c.note("going on where an earlier run stopped; %d finished pieces are kept in %s", n, dir)
-	}
-	return j, nil
-}
-
-// closeJournal removes the journal of a run that is complete, or that has left nothing in it.
-func closeJournal(j *compress.Journal, err error) error {
-	if err == nil || j.Len() == 0 {
-		return errors.Join(err, j.Remove())
-	}
-	return err
+	return c.app.openJournal("compress", hex.EncodeToString(sum[:]))
 }
 
 // apply runs a recipe's steps over the network, one after the other.
@@ -119,8 +75,11 @@ func (c *compression) apply(ctx context.Context, m *material, r *compress.Recipe
 		if !whole {
 			o.Select = func(n *nn.Node) bool { return sites[i][n.Name] }
 		}
-		step, err := row.method(s, o, m.batch).Compress(ctx, m.backend, net, m.examples)
+		step, err := row.method(s, o, m.batch, m.classes).Compress(ctx, m.backend, net, m.examples)
 		steps.close()
+		if errors.Is(err, quant.ErrNoClasses) {
+			err = fmt.Errorf("%w: --set %s=false", err, classesKnob)
+		}
 		if err != nil {
 			if len(r.Steps) > 1 {
 				err = fmt.Errorf("step %d: %w", i+1, err)

@@ -177,11 +177,12 @@ var compressors = []compressor{
 			toggle("query-key", "train the products of queries and keys as one weight; false for many heads", true),
 			toggle("per-token", "one step for each position; false for inputs of any length", true),
 			whole("anneal-steps", "of confidence-guided annealing; 0: a tenth of the steps", 0, 0, 1_000_000),
+			toggle(classesKnob, "learn from the classes of the examples too, where they are known", true),
 		},
 		make: func(s *methodSettings) compress.Method {
 			return quant.OFQ{
 				Options: s.Options, WeightBits: s.bits.Weight, ActBits: s.bits.Act, ZeroRows: true,
-				QAT:     quant.QAT{Steps: s.whole("steps"), LR: s.number("lr"), Batch: s.batch},
+				QAT:     quant.QAT{Steps: s.whole("steps"), LR: s.number("lr"), Batch: s.batch, Labels: s.classes},
 				Weights: quant.WeightTraining(s.text("weights")), NoQueryKey: !s.on("query-key"), PerTensor: !s.on("per-token"), AnnealSteps: s.whole("anneal-steps"),
 			}
 		},

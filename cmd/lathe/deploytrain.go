@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gomlx/compute"
 	"github.com/spf13/cobra"
 
 	"github.com/lathe-ml/lathe/compress"
@@ -65,7 +69,10 @@ Which weights to train, --scheme:
   FILE.json   a scheme as --plan wrote it, or {"biases": 6, "weights": {"17": 0.25}}
 
 The data are a data set, or a folder of pictures or an .npy file with --labels (CSV of file,label, for .npy of the number of
-the case,label; or an .npy of classes). Classes other than the network's get a new classifier.`,
+the case,label; or an .npy of classes). Classes other than the network's get a new classifier.
+
+A run that is stopped goes on where it was: after Ctrl-C, a crash or a kill the same command finds what was trained in the
+cache, of a kill up to the last 20 seconds, and ends with the file of a run that was never stopped.`,
 		Example: `  lathe deploy-train model.onnx --data digits --memory 256KB --dry-run
   lathe deploy-train model.onnx --data digits --memory 64KB -o adapted.onnx
   lathe deploy-train model.onnx --inputs photos/ --labels labels.csv --memory 256KB --scheme last:6 -o adapted.onnx
@@ -259,21 +266,68 @@ func deployTrain(ctx context.Context, a *app, model string, f deployTrainFlags, 
 	if err != nil {
 		return nil, err
 	}
+	key, err := f.key(model, backend, x, labels)
+	if err != nil {
+		return nil, err
+	}
+	journal, err := a.openJournal("deploy-train", key)
+	if err != nil {
+		return nil, err
+	}
+	err = f.adapt(ctx, a, net, x, labels, backend, journal, r)
+	if errors.Is(err, tinytrain.ErrBudget) || errors.Is(err, tinytrain.ErrScheme) { // it will be refused the next time too
+		return nil, errors.Join(err, journal.Remove())
+	}
+	return r, closeJournal(journal, err)
+}
+
+// deployVersion changes when what an earlier program kept of a stopped run must not be taken over.
+const deployVersion = "lathe deploy-train 1"
+
+// key hashes what the results depend on: the model's bytes, the examples with their classes, the backend, the settings and,
+// where --scheme names a file, what it says.
+func (f deployTrainFlags) key(model string, b compute.Backend, x compress.Examples, labels []int) (string, error) {
+	h := sha256.New()
+	scheme := f.scheme
+	if strings.HasSuffix(scheme, ".json") {
+		content, err := os.ReadFile(scheme)
+		if err != nil {
+			return "", err
+		}
+		scheme = string(content)
+	}
+	f.data, f.inputs, f.labels, f.preprocess, f.scheme = "", "", "", "", "" // the examples are hashed themselves
+	f.output, f.planFile, f.opset = "", "", 0
+	fmt.Fprintf(h, "%s\n%+v\n%q\n%s\n%v\n", deployVersion, f, scheme, b.Name(), labels)
+	if err := hashModel(h, model); err != nil {
+		return "", err
+	}
+	if err := hashExamples(h, x); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// adapt quantises, plans, trains and writes. With a journal, what was finished or is under way is taken from there.
+func (f deployTrainFlags) adapt(ctx context.Context, a *app, net *nn.Network, x compress.Examples, labels []int, backend compute.Backend, journal *compress.Journal, r *deployTrainResult) error {
 	order := rng.New(f.seed, "deploy-train").Perm(x.Len())
 	if f.cases > 0 {
 		order = order[:min(f.cases, len(order))]
 	}
 	held := max(1, int(f.held*float64(len(order))))
 	if len(order)-held < 1 {
-		return nil, fmt.Errorf("%s: %d cases are too few to train on some and judge on others", r.Data, len(order))
+		return fmt.Errorf("%s: %d cases are too few to train on some and judge on others", r.Data, len(order))
 	}
 	calib, err := x.Pick(order[held:min(held+f.calibCases, len(order))])
 	if err != nil {
-		return nil, err
+		return err
 	}
-	q, err := tinytrain.Quantize(ctx, backend, net, calib, tinytrain.QuantizeOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", model, err)
+	var q *tinytrain.Net // kept, because not every backend computes the same ranges twice
+	if _, err := journal.Do("network", &q, func() (err error) {
+		q, err = tinytrain.Quantize(ctx, backend, net, calib, tinytrain.QuantizeOptions{})
+		return err
+	}); err != nil {
+		return fmt.Errorf("%s: %w", r.Model, err)
 	}
 	all := examplesFrom(x, labels)
 	train, judge := all.Pick(order[held:]), all.Pick(order[:held])
@@ -283,56 +337,56 @@ func deployTrain(ctx context.Context, a *app, model string, f deployTrainFlags, 
 	}
 	switch fits := r.Classes == q.Head.Classes; {
 	case f.classifier == "keep" && r.Classes > q.Head.Classes:
-		return nil, fmt.Errorf("the data have %d classes, the network's classifier %d; use --classifier new", r.Classes, q.Head.Classes)
+		return fmt.Errorf("the data have %d classes, the network's classifier %d; use --classifier new", r.Classes, q.Head.Classes)
 	case f.classifier == "new" || !fits && f.classifier == "":
 		if q, err = q.WithClasses(max(r.Classes, 2)); err != nil {
-			return nil, err
+			return err
 		}
 		r.Notes = append(r.Notes, "the classifier is new")
 	default:
 		before, err := tinytrain.Evaluate(ctx, q, judge)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		r.Before = &before.Accuracy
 	}
 	o := tinytrain.CompileOptions{Accumulate: f.accumulate, InPlace: f.inPlace, NoQAS: f.noScaling, Decay: f.decay, Seed: f.seed}
-	if err := f.plan(ctx, a, q, train, judge, o, r); err != nil {
-		return nil, err
+	if err := f.plan(ctx, a, q, train, judge, o, journal, r); err != nil {
+		return err
 	}
 	if f.planFile != "" {
 		err := atomicfile.Write(f.planFile, func(w io.Writer) error {
 			e := json.NewEncoder(w)
 			e.SetIndent("", "  ")
-			return e.Encode(map[string]any{"model": model, "memory": memory, "plan": r.Plan})
+			return e.Encode(map[string]any{"model": r.Model, "memory": r.Memory, "plan": r.Plan})
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if f.dryRun {
-		return r, nil
+		return nil
 	}
 	if _, err := os.Stat(filepath.Dir(f.output)); err != nil {
-		return nil, fmt.Errorf("-o %q: there is no folder %q", f.output, filepath.Dir(f.output))
+		return fmt.Errorf("-o %q: there is no folder %q", f.output, filepath.Dir(f.output))
 	}
 	bar := a.progress("training")
 	start := time.Now()
-	res, err := tinytrain.Train(ctx, q, r.Plan.Scheme, train, judge, tinytrain.TrainOptions{CompileOptions: o, Epochs: f.epochs, LR: f.lr, Order: f.seed, Progress: func(done, total int, _ float64) { bar.Set(done, total) }})
+	res, err := tinytrain.Train(ctx, q, r.Plan.Scheme, train, judge, tinytrain.TrainOptions{CompileOptions: o, Epochs: f.epochs, LR: f.lr, Order: f.seed, Journal: journal, Progress: func(done, total int, _ float64) { bar.Set(done, total) }})
 	bar.Close()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r.Seconds = time.Since(start).Seconds()
 	r.After, r.Loss, r.Losses = &res.Validation.Accuracy, res.Validation.Loss, res.Losses
 	r.Low, r.High = stat.Wilson(int(res.Validation.Accuracy*float64(judge.Len())+.5), judge.Len(), .95)
 	out, err := res.Net.Network()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	note, err := json.Marshal(map[string]any{"data": r.Data, "memory": memory, "scheme": r.Plan.Scheme, "epochs": f.epochs, "lr": f.lr, "seed": f.seed})
+	note, err := json.Marshal(map[string]any{"data": r.Data, "memory": r.Memory, "scheme": r.Plan.Scheme, "epochs": f.epochs, "lr": f.lr, "seed": f.seed})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if out.Meta == nil {
 		out.Meta = map[string]string{}
@@ -341,11 +395,11 @@ func deployTrain(ctx context.Context, a *app, model string, f deployTrainFlags, 
 	if spec := net.Meta[preprocessKey]; spec == "" && f.preprocess != "" {
 		out.Meta[preprocessKey] = f.preprocess
 	}
-	return r, writeNetwork(f.output, out, f.opset)
+	return writeNetwork(f.output, out, f.opset)
 }
 
 // plan finds what is trained, and measures a step.
-func (f deployTrainFlags) plan(ctx context.Context, a *app, q *tinytrain.Net, train, judge *tinytrain.Examples, o tinytrain.CompileOptions, r *deployTrainResult) error {
+func (f deployTrainFlags) plan(ctx context.Context, a *app, q *tinytrain.Net, train, judge *tinytrain.Examples, o tinytrain.CompileOptions, journal *compress.Journal, r *deployTrainResult) error {
 	fit := tinytrain.FitOptions{Compile: o}
 	var err error
 	if fit.Scheme, err = f.schemeOf(q); err != nil {
@@ -354,7 +408,7 @@ func (f deployTrainFlags) plan(ctx context.Context, a *app, q *tinytrain.Net, tr
 	if fit.Scheme == nil && f.scheme == "measured" {
 		bar := a.progress("contributions")
 		some := train.Pick(data.Range(min(train.Len(), 500)))
-		fit.Contrib, err = tinytrain.Contribution(ctx, q, some, judge, tinytrain.ContribOptions{Ratios: []float64{.25, 1}, Train: tinytrain.TrainOptions{Epochs: 1, LR: f.lr}, Progress: bar.Set})
+		fit.Contrib, err = tinytrain.Contribution(ctx, q, some, judge, tinytrain.ContribOptions{Ratios: []float64{.25, 1}, Train: tinytrain.TrainOptions{Epochs: 1, LR: f.lr, Journal: journal}, Progress: bar.Set})
 		bar.Close()
 		if err != nil {
 			return err

@@ -242,7 +242,7 @@ func (q AdaQuant) prepare(net *nn.Network, calib compress.Examples) (*adaRun, er
 	if len(a.targets) > 0 {
 		a.notes = append(a.notes, fmt.Sprintf("%d batch norms folded into the layers before them", len(a.targets)))
 	}
-	first, last := firstSites(a.ref), lastSites(a.ref)
+	edge := edgeSites(a.ref)
 	var float []string
 	for _, n := range a.ref.Sites() {
 		if !isQuantisable(n) || !nn.IsPlain(n.Op) {
@@ -255,7 +255,7 @@ func (q AdaQuant) prepare(net *nn.Network, calib compress.Examples) (*adaRun, er
 			continue
 		}
 		bits := compress.Bits{Weight: q.WeightBits, Act: q.ActBits}
-		if first[n.Name] || last[n.Name] {
+		if edge[n.Name] {
 			bits.Weight = q.EdgeBits
 			if bits.Act != 32 {
 				bits.Act = q.EdgeBits
@@ -597,26 +597,24 @@ func (a *adaRun) allocate(ctx context.Context, calib compress.Examples) error {
 	if s.Target, _, err = compress.Evaluate(ctx, a.b, a.ref, calib, min(calib.Len(), compress.DefaultBatch)); err != nil {
 		return err
 	}
-	for _, k := range a.Choices {
-		s.Forms = append(s.Forms, compress.Form{Name: fmt.Sprintf("w%d", k), Put: func(_ context.Context, net *nn.Network, n *nn.Node) error {
-			w := a.ref.Param(a.ref.Node(n.Name), "w")
-			dims := w.Value.Shape().Dimensions
-			r, m, err := RowRanges(w.Data(), dims[0])
-			if err != nil {
-				return err
-			}
-			grid, err := RangeGrid(r, m, k, 0)
-			if err != nil {
-				return err
-			}
-			form, params, err := grid.Store(w.Data(), dims)
-			if err != nil {
-				return err
-			}
-			_, err = net.Substitute(n.Name, form, params)
+	s.Forms = compress.WeightForms(a.Choices, func(net *nn.Network, n *nn.Node, bits int) error {
+		w := a.ref.Param(a.ref.Node(n.Name), "w")
+		dims := w.Value.Shape().Dimensions
+		r, m, err := RowRanges(w.Data(), dims[0])
+		if err != nil {
 			return err
-		}})
-	}
+		}
+		grid, err := RangeGrid(r, m, bits, 0)
+		if err != nil {
+			return err
+		}
+		form, params, err := grid.Store(w.Data(), dims)
+		if err != nil {
+			return err
+		}
+		_, err = net.Substitute(n.Name, form, params)
+		return err
+	})
 	effects, err := s.Measure(ctx, a.b, start, calib)
 	if err != nil {
 		return err

@@ -472,6 +472,9 @@ func TestEdgesAreFoundAcrossResiduals(t *testing.T) {
 	if l := slices.Sorted(maps.Keys(lastSites(net))); !slices.Equal(l, []string{"b.down"}) {
 		t.Errorf("last sites %v", l)
 	}
+	if e := slices.Sorted(maps.Keys(edgeSites(net))); !slices.Equal(e, []string{"b.down", "in"}) {
+		t.Errorf("edges %v", e)
+	}
 }
 
 func TestAdaQuantServesTransformers(t *testing.T) {

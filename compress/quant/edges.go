@@ -1,10 +1,18 @@
 package quant
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/lathe-ml/lathe/nn"
 )
+
+// edgeSites are the first and the last sites, which quantisers of few bits keep at more.
+func edgeSites(net *nn.Network) map[string]bool {
+	edge := firstSites(net)
+	maps.Copy(edge, lastSites(net))
+	return edge
+}
 
 // firstSites are the dense layers and convolutions in front of which there is no other site, on no path: where the
 // network's input first meets a weight.

@@ -198,10 +198,7 @@ func (q OFQ) prepare(ctx context.Context, b compute.Backend, net *nn.Network, ca
 
 // choose fixes the bits of every site that is quantised.
 func (p *OFQNetwork) choose() error {
-	edge, err := edgeSites(p.Reference)
-	if err != nil {
-		return err
-	}
+	edge := edgeSites(p.Reference)
 	plain := 0
 	var float []string
 	for _, n := range p.Reference.Sites() {
@@ -235,32 +232,6 @@ func (p *OFQNetwork) choose() error {
 		p.Notes = append(p.Notes, fmt.Sprintf("left in float: %v", float))
 	}
 	return nil
-}
-
-// edgeSites are the sites that read an input of the network and those whose output is one of the network's, ops that
-// only move values aside.
-func edgeSites(net *nn.Network) (map[string]bool, error) {
-	sh, err := net.Shapes(0)
-	if err != nil {
-		return nil, err
-	}
-	edge := map[string]bool{}
-	ends := map[string]bool{}
-	for _, o := range net.Outputs {
-		v := source(net, o, sh)
-		if p := net.Producer(v); p != nil {
-			if _, ok := p.Op.(nn.Softmax); ok {
-				v = source(net, p.In[0], sh)
-			}
-		}
-		ends[v] = true
-	}
-	for _, n := range net.Sites() {
-		from := source(net, n.In[0], sh)
-		first := slices.ContainsFunc(net.Inputs, func(in nn.Input) bool { return in.Name == from })
-		edge[n.Name] = first || ends[n.Out[0]]
-	}
-	return edge, nil
 }
 
 // multiply replaces query and key layers by their product where both are quantised alike.
@@ -311,10 +282,7 @@ func (p *OFQNetwork) multiply(b compute.Backend) (map[string]*queryKeySite, erro
 
 // latents makes the weights of the student latent.
 func (p *OFQNetwork) latents(products map[string]*queryKeySite) error {
-	edge, err := edgeSites(p.Student)
-	if err != nil {
-		return err
-	}
+	edge := edgeSites(p.Student)
 	for _, n := range p.Student.Sites() {
 		bits, ok := p.bits[n.Name]
 		if !ok || bits.Weight == 32 {
@@ -468,7 +436,11 @@ func (q OFQ) Compress(ctx context.Context, b compute.Backend, net *nn.Network, c
 	if err != nil {
 		return nil, fmt.Errorf("quant: ofq: %w", err)
 	}
-	p.Notes = append(p.Notes, fmt.Sprintf("trained on %d cases, %d steps of %d: loss %.3g to %.3g", calib.Len(), t.Steps, t.Batch, t.First, t.Last))
+	classes := ""
+	if q.Labels != nil {
+		classes = " with their classes"
+	}
+	p.Notes = append(p.Notes, fmt.Sprintf("trained on %d cases%s, %d steps of %d: loss %.3g to %.3g", calib.Len(), classes, t.Steps, t.Batch, t.First, t.Last))
 	if q.AnnealSteps >= 0 && cmp.Or(q.Weights, Statistical) == Statistical {
 		if t, err = p.Anneal(ctx, b, calib); err != nil {
 			return nil, fmt.Errorf("quant: ofq: %w", err)

@@ -18,6 +18,7 @@ import (
 	"github.com/lathe-ml/lathe/engine"
 	"github.com/lathe-ml/lathe/engine/enginetest"
 	"github.com/lathe-ml/lathe/internal/fixture"
+	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn"
 	"github.com/lathe-ml/lathe/learn/optim"
 	"github.com/lathe-ml/lathe/nn"
@@ -742,6 +743,34 @@ func TestOFQGoesOnWhereItWasStopped(t *testing.T) {
 	first = 0
 	if _, err := q.Compress(ctx, b, net, x); err != nil || first != 0 {
 		t.Errorf("a finished run trains again from step %d: %v", first, err)
+	}
+}
+
+// The first and the last layer are found behind a norm of the inputs and in front of what the network does to its outputs.
+func TestOFQKeepsBitsAtTheEdges(t *testing.T) {
+	b := nn.NewBuilder(1)
+	x := b.Add("norm", nn.LayerNorm{}, b.Input("x", shapes.Make(dtypes.Float32, 1, 8)))
+	for i, name := range []string{"first", "middle", "last"} {
+		x = b.Add(name, nn.Dense{Out: []int{6, 7, 5}[i]}, x)
+	}
+	net, err := b.Finish(b.Add("end", nn.ReLU, x))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := make([]float32, 16*8)
+	rng.Normal(rng.New(1, "x"), d, 1)
+	calib, err := compress.FloatExamples(d, 16, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := OFQ{WeightBits: 3, QAT: QAT{Steps: 2, Batch: 8}}.Prepare(context.Background(), enginetest.Backend(), net, calib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]compress.Bits{"first": {Weight: 8, Act: 8}, "middle": {Weight: 3, Act: 3}, "last": {Weight: 8, Act: 8}} {
+		if p.bits[name] != want {
+			t.Errorf("%s has %+v, want %+v", name, p.bits[name], want)
+		}
 	}
 }
 

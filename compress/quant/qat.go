@@ -259,7 +259,7 @@ func (q QAT) CheckTraining(net *nn.Network, x compress.Examples) error {
 		return nil
 	}
 	if len(targets) != 1 || !targets[0].classes || targets[0].shape.Rank() != 2 {
-		return errors.New("quant: training: labels are for networks with one output, the logits or probabilities of classes; leave them out to learn from the float network alone")
+		return fmt.Errorf("quant: training: %w; leave them out to learn from the float network alone", ErrNoClasses)
 	}
 	classes := targets[0].shape.Dimensions[1]
 	for i, l := range q.Labels {

@@ -24,6 +24,8 @@ var (
 	// ErrSharedNorm: a norm's output feeds something beside its linear readers (in a post-norm network, the residual
 	// stream), so rescaling it would change the function.
 	ErrSharedNorm = errors.New("the norm also feeds something that cannot absorb its scale")
+	// ErrNoClasses: labels are given for training a network whose output is not one of classes.
+	ErrNoClasses = errors.New("labels are for networks with one output, the logits or probabilities of classes")
 )
 
 // StoredTypes are the ops and stored forms of this package that a network file may name, for safetensors.ReadNetwork.

@@ -252,13 +252,10 @@ func (z ZeroQ) effort(net *nn.Network) (Distill, int, error) {
 
 // allocate measures every site at every width and chooses under the budget.
 func (z ZeroQ) allocate(ctx context.Context, b compute.Backend, ref *nn.Network, p *ZeroQPlan) error {
-	var forms []compress.Form
-	for _, k := range z.Choices {
-		forms = append(forms, compress.Form{Name: fmt.Sprintf("w%d", k), Put: func(_ context.Context, net *nn.Network, n *nn.Node) error {
-			_, err := asymmetricWeight(net, n, k)
-			return err
-		}})
-	}
+	forms := compress.WeightForms(z.Choices, func(net *nn.Network, n *nn.Node, bits int) error {
+		_, err := asymmetricWeight(net, n, bits)
+		return err
+	})
 	free := func(n *nn.Node) bool {
 		return isQuantisable(n) && nn.IsPlain(n.Op) && z.Selected(n) && z.Bits[n.Name].Weight == 0
 	}

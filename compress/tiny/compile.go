@@ -2,6 +2,7 @@ package tiny
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 
 	"github.com/lathe-ml/lathe/engine/kernel"
@@ -41,7 +42,8 @@ type Program struct {
 	ws       *kernel.Workspace
 	set      *kernel.Set
 	convs    []*convRun
-	random   *rng.Rand
+	source   *rand.PCG // of the random rounding
+	random   *rng.Rand // on source
 	in       *Buffer
 	features *Buffer
 	logits   []float32
@@ -93,7 +95,8 @@ func compile(net *Net, s *Scheme, o CompileOptions, planOnly bool) (*Program, er
 	o.Accumulate = max(o.Accumulate, 1)
 	p := &Program{net: net, planOnly: planOnly, scheme: scheme, o: o, words: map[*Buffer]int{}}
 	if !planOnly {
-		p.net, p.pool, p.ws, p.set, p.random = net.Clone(), kernel.NewPool(1), kernel.NewWorkspace(1), kernel.Best(), rng.New(o.Seed, "tiny:rounding")
+		p.net, p.pool, p.ws, p.set, p.source = net.Clone(), kernel.NewPool(1), kernel.NewWorkspace(1), kernel.Best(), rng.Source(o.Seed, "tiny:rounding")
+		p.random = rand.New(p.source)
 	}
 	e := &emitter{p: p, act: map[int]*Buffer{}, mask: map[int]*Buffer{}, grad: map[int]*Buffer{}}
 	e.emit()
@@ -444,6 +447,13 @@ func (p *Program) lifetimes() {
 			b.First, b.Last = 0, len(p.ops)-1
 		}
 	}
+}
+
+// lasting are the buffers that live through all steps, in the order in which they were made: with the random rounding and the
+// number of cases, all that a step leaves to the next.
+func (p *Program) lasting() []*Buffer {
+	keep := p.persistent()
+	return slices.DeleteFunc(slices.Clone(p.buffers), func(b *Buffer) bool { return !keep[b] })
 }
 
 // share lets elementwise results take the place of an operand that dies with them.

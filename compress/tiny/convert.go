@@ -44,7 +44,7 @@ func Quantize(ctx context.Context, b compute.Backend, net *nn.Network, calib com
 	if err != nil {
 		return nil, err
 	}
-	t := &tracer{net: ref, sh: sh, out: &Net{output: ref.Outputs[0], meta: maps.Clone(ref.Meta)}, at: map[string]int{}, grid: map[int]*nn.Node{}}
+	t := &tracer{net: ref, sh: sh, out: &Net{From: Origin{Output: ref.Outputs[0], Meta: maps.Clone(ref.Meta)}}, at: map[string]int{}, grid: map[int]*nn.Node{}}
 	if err := t.trace(); err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (t *tracer) trace() error {
 	if len(net.Inputs) != 1 || len(net.Outputs) != 1 {
 		return fmt.Errorf("tiny: %d inputs and %d outputs; want a classifier with one of each", len(net.Inputs), len(net.Outputs))
 	}
-	t.out.input = net.Inputs[0].Name
+	t.out.From.Input = net.Inputs[0].Name
 	if _, err := t.tensor(net.Inputs[0].Name); err != nil {
 		return err
 	}
@@ -430,7 +430,7 @@ func (n *Net) Network() (*nn.Network, error) {
 		return nil, err
 	}
 	b := nn.NewBuilder(0)
-	name := n.input
+	name := n.From.Input
 	if name == "" {
 		name = "image"
 	}
@@ -478,7 +478,7 @@ func (n *Net) Network() (*nn.Network, error) {
 	if b.Shape(x).Rank() == 4 {
 		x = b.Add("features", nn.Reshape{Dims: []int{0, n.Features().C}}, x)
 	}
-	head := n.output
+	head := n.From.Output
 	if head == "" || stored[head] != nil {
 		head = "head"
 	}
@@ -518,6 +518,6 @@ func (n *Net) Network() (*nn.Network, error) {
 		net.Params.Delete(node.P["w"])
 		delete(node.P, "w")
 	}
-	net.Meta = maps.Clone(n.meta)
+	net.Meta = maps.Clone(n.From.Meta)
 	return net, net.Check()
 }

@@ -78,9 +78,13 @@ type Net struct {
 	// Float leaves out all rounding: the network of real numbers in the same parametrisation, as the reference.
 	Float bool
 
-	input, output string // names of the network that it came from
-	classes       []string
-	meta          map[string]string
+	From Origin
+}
+
+// Origin is what a network keeps of the nn.Network that it was made of: names of its input and output, its metadata.
+type Origin struct {
+	Input, Output string
+	Meta          map[string]string
 }
 
 // Convs are the layers with weights, in execution order.
@@ -116,7 +120,6 @@ func (n *Net) WithClasses(classes int) (*Net, error) {
 	}
 	c := n.Clone()
 	c.Head = Head{classes, make([]float32, classes*n.Features().C), make([]float32, classes)}
-	c.classes = nil
 	return c, nil
 }
 

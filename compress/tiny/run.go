@@ -466,6 +466,18 @@ func (c *convRun) loadWeights(master []float32) {
 	}
 }
 
+// recode brings the codes that the forward pass uses up to date with the trained copy.
+func (c *convRun) recode() {
+	if c.masterW == nil || c.masterW.Last < 0 {
+		return
+	}
+	master := c.p.at(c.masterW)
+	for j, i := range c.index {
+		c.set(int(i), master[j])
+	}
+	c.sums()
+}
+
 // updateWeights takes a step of SGD on the codes; with QAS the gradient is scaled by s_w⁻².
 func (c *convRun) updateWeights(dw []float32) {
 	p := c.p

@@ -306,8 +306,8 @@ func (c *Contrib) memories(net *Net) {
 
 // ContribOptions say how contributions are measured.
 type ContribOptions struct {
-	Ratios   []float64 // nil: DefaultRatios
-	Train    TrainOptions
+	Ratios   []float64    // nil: DefaultRatios
+	Train    TrainOptions // with a journal a stopped analysis trains nothing twice
 	Progress func(done, total int)
 }
 

@@ -1,11 +1,16 @@
 package tiny
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/gob"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +25,7 @@ import (
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/nn"
 	"github.com/lathe-ml/lathe/nn/onnx"
+	"github.com/lathe-ml/lathe/nn/zoo"
 )
 
 // moved reorders [n, c, ...] so that the channels come last, or back.
@@ -825,6 +831,221 @@ func TestKeptActivationsChangeNothing(t *testing.T) {
 			if math.Abs(float64(v-a.Net.Convs()[i].Weight[j])) > 1e-4*(1+math.Abs(float64(v))) {
 				t.Fatalf("%s: weight %d is %g from the input on, %g from kept activations", l.Name, j, v, a.Net.Convs()[i].Weight[j])
 			}
+		}
+	}
+}
+
+// stopping trains until so many cases are seen in this run, in steps of 64 as Progress counts.
+func stopping(q *Net, s Scheme, e *Examples, o TrainOptions, after int) (*Trained, error) {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	first := -1
+	o.Progress = func(done, _ int, _ float64) {
+		if first < 0 {
+			first = done - 64
+		}
+		if done-first >= after {
+			stop()
+		}
+	}
+	return Train(ctx, q, s, e, e, o)
+}
+
+func TestAStoppedTrainingGoesOn(t *testing.T) {
+	_, q, x := quantized(t)
+	s := Scheme{Biases: 4, Weights: map[int]float64{4: .5, 5: .25, 7: 1}}
+	journal := func(dir string) *compress.Journal {
+		j, err := compress.OpenJournal(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	for name, o := range map[string]CompileOptions{
+		"plain":       {Accumulate: 1, Decay: 1e-3},
+		"accumulated": {Accumulate: 3, GradBits: 8},
+		"in place":    {Accumulate: 1, InPlace: true, Seed: 3},
+		"at the end":  {Accumulate: 5, NoReorder: true},
+	} {
+		dir := filepath.Join(t.TempDir(), "run")
+		o := TrainOptions{CompileOptions: o, Epochs: 11, LR: .02, Order: 5}
+		e := labelled(x[:23])
+		whole, err := Train(context.Background(), q, s, e, e, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		compare := func(what string, r *Trained) {
+			t.Helper()
+			if !slices.Equal(r.Losses, whole.Losses) || r.Validation != whole.Validation || r.PeakBytes != whole.PeakBytes || !slices.Equal(r.Net.Head.W, whole.Net.Head.W) || !slices.Equal(r.Net.Head.B, whole.Net.Head.B) {
+				t.Errorf("%s, %s: losses %v, validation %+v; undisturbed %v, %+v", name, what, r.Losses, r.Validation, whole.Losses, whole.Validation)
+			}
+			for i, l := range r.Net.Convs() {
+				if w := whole.Net.Convs()[i]; !slices.Equal(l.Weight, w.Weight) || !slices.Equal(l.Bias, w.Bias) {
+					t.Errorf("%s, %s: layer %s differs", name, what, l.Name)
+				}
+			}
+		}
+		// stopped by the context: twice, in the middle of an epoch and of an update
+		o.Journal = journal(dir)
+		for range 2 {
+			if _, err := stopping(q, s, e, o, 64); !errors.Is(err, context.Canceled) {
+				t.Fatalf("%s: stopped: %v", name, err)
+			}
+		}
+		if n := o.Journal.Len(); n != 1 {
+			t.Errorf("%s: %d checkpoints", name, n)
+		}
+		first := 0
+		o.Progress = func(done, _ int, _ float64) { first = max(first, cmp.Or(first, done)) }
+		r, err := Train(context.Background(), q, s, labelled(x[:23]), e, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if compare("stopped", r); first != 192 {
+			t.Errorf("%s: it goes on in front of case %d", name, first)
+		}
+		first, o.Progress = 0, func(done, _ int, _ float64) { first = done }
+		if r, err = Train(context.Background(), q, s, e, e, o); err != nil || first != 0 {
+			t.Fatalf("%s: a finished training trains again up to %d: %v", name, first, err)
+		}
+		compare("finished", r)
+
+		// killed: what the journal held at some moment, with nothing saved after it
+		killed, alive := filepath.Join(t.TempDir(), "killed"), filepath.Join(t.TempDir(), "alive")
+		o.Journal, o.SaveEvery = journal(alive), 1
+		o.Progress = func(done, _ int, _ float64) {
+			if done == 128 {
+				if err := os.CopyFS(killed, os.DirFS(alive)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if r, err = Train(context.Background(), q, s, e, e, o); err != nil {
+			t.Fatal(err)
+		}
+		compare("saved at every step", r)
+		first, o.Journal = 0, journal(killed)
+		o.Progress = func(done, _ int, _ float64) { first = cmp.Or(first, done) }
+		if r, err = Train(context.Background(), q, s, e, e, o); err != nil {
+			t.Fatal(err)
+		}
+		if compare("killed", r); first != 128 {
+			t.Errorf("%s: after a kill it goes on in front of case %d", name, first)
+		}
+
+		// another training does not take it over
+		o.LR, first = .03, 0
+		if _, err := Train(context.Background(), q, s, e, e, o); err != nil || first != 64 {
+			t.Errorf("%s: at another rate it goes on in front of case %d: %v", name, first, err)
+		}
+	}
+}
+
+func TestACheckpointOfAnotherNetworkIsRefused(t *testing.T) {
+	_, q, x := quantized(t)
+	j, err := compress.OpenJournal(filepath.Join(t.TempDir(), "run"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, o := labelled(x), TrainOptions{Epochs: 1, Journal: j}
+	if _, err := Train(context.Background(), q, Scheme{}, e, nil, o); err != nil {
+		t.Fatal(err)
+	}
+	other, err := q.WithClasses(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Train(context.Background(), other, Scheme{}, e, nil, o); err == nil || !strings.Contains(err.Error(), "remove the journal") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestAStoppedAnalysisTrainsNothingTwice(t *testing.T) {
+	_, q, x := quantized(t)
+	e := labelled(x)
+	o := ContribOptions{Ratios: []float64{1}, Train: TrainOptions{Epochs: 4}}
+	want, err := Contribution(context.Background(), q, e, e, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Train.Journal, err = compress.OpenJournal(filepath.Join(t.TempDir(), "run")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	o.Progress = func(done, _ int) {
+		if done == 3 {
+			stop()
+		}
+	}
+	if _, err := Contribution(ctx, q, e, e, o); !errors.Is(err, context.Canceled) {
+		t.Fatalf("stopped: %v", err)
+	}
+	trained := 0
+	o.Progress, o.Train.Progress = nil, func(int, int, float64) { trained++ }
+	got, err := Contribution(context.Background(), q, e, e, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%v, undisturbed %v", got, want)
+	}
+	if n := 2 * len(q.Convs()); trained != n+1-4 { // one report each
+		t.Errorf("%d trainings after 4 of %d", trained, n+1)
+	}
+}
+
+func TestANetworkSurvivesGob(t *testing.T) {
+	_, q, x := quantized(t)
+	var b bytes.Buffer
+	if err := gob.NewEncoder(&b).Encode(&q); err != nil {
+		t.Fatal(err)
+	}
+	var back *Net
+	if err := gob.NewDecoder(&b).Decode(&back); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(logits(t, back, x), logits(t, q, x)) {
+		t.Error("other logits")
+	}
+	var files [2][]byte
+	for i, n := range []*Net{q, back} {
+		net, err := n.Network()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if files[i], err = onnx.Marshal(net, onnx.WriteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(files[0], files[1]) {
+		t.Error("another file")
+	}
+}
+
+// A sum may lie where its first operand was, so that the same buffer holds different values in front of different cuts.
+func TestKeptActivationsAreThoseOfTheCut(t *testing.T) {
+	net, err := zoo.ResNet(zoo.ResNetOptions{Size: 8, Width: 4, Classes: 4, Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := cases(24, 64)
+	q, err := Quantize(context.Background(), enginetest.Backend(), net, calibration(x, 8, 8, 1), QuantizeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared, judged := labelled(x[:16]), labelled(x[16:])
+	for k := range len(q.Convs()) + 1 {
+		s := Scheme{Biases: k}
+		a, err := Train(context.Background(), q, s, shared, judged, TrainOptions{Epochs: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := Train(context.Background(), q, s, labelled(x[:16]), labelled(x[16:]), TrainOptions{Epochs: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Losses[0] != b.Losses[0] || a.Validation != b.Validation {
+			t.Errorf("biases of the last %d: loss %v and %+v with what other trainings kept, %v and %+v without", k, a.Losses, a.Validation, b.Losses, b.Validation)
 		}
 	}
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
+	"github.com/lathe-ml/lathe/compress"
 	"github.com/lathe-ml/lathe/internal/rng"
 	"github.com/lathe-ml/lathe/learn/optim"
 )
@@ -22,7 +24,7 @@ type Examples struct {
 
 type keptKey struct {
 	base *Net
-	cut  string
+	cut  string // the operation behind it and what is live there; the same buffer holds other values in front of another one
 }
 
 // Len is the number of cases.
@@ -57,10 +59,10 @@ func (e *Examples) check(classes int) error {
 
 // frozen computes what the operations in front of the program's cut give for every case, once for a network and a cut.
 func (p *Program) frozen(ctx context.Context, base *Net, e *Examples) ([][]float32, error) {
-	key := keptKey{base: base}
+	key := keptKey{base, p.ops[p.cut].name}
 	size := 0
 	for _, b := range p.live {
-		key.cut += b.Name + "\x00"
+		key.cut += "\x00" + b.Name
 		size += p.words[b]
 	}
 	if k, ok := e.kept[key]; ok {
@@ -154,6 +156,11 @@ type TrainOptions struct {
 	Warmup         int     // updates over which the rate rises; 0: none
 	Order          uint64  // seed of the order of the cases
 	Progress       func(done, total int, loss float64)
+
+	// Journal keeps where the training is: every SaveEvery, when ctx ends, and at the end. A training that was stopped goes on
+	// from there and ends bit for bit as if nothing had happened. nil: nothing is kept.
+	Journal   *compress.Journal
+	SaveEvery time.Duration // 0: 20 s
 }
 
 // Trained is what training gives.
@@ -167,7 +174,8 @@ type Trained struct {
 // ErrDiverged: the loss is no longer a number.
 var ErrDiverged = errors.New("tiny: the loss is no longer finite; lower the learning rate")
 
-// Train trains a network by a scheme. net is left alone. Validation examples may be nil.
+// Train trains a network by a scheme. net is left alone. Validation examples may be nil. When ctx ends it returns ctx's
+// error; with a journal at most the step under way is lost then, and what SaveEvery says when the process is killed.
 func Train(ctx context.Context, net *Net, s Scheme, train, validation *Examples, o TrainOptions) (*Trained, error) {
 	if o.Accumulate == 0 {
 		o.Accumulate = 8
@@ -177,6 +185,9 @@ func Train(ctx context.Context, net *Net, s Scheme, train, validation *Examples,
 	}
 	if o.LR == 0 {
 		o.LR = .05
+	}
+	if o.SaveEvery == 0 {
+		o.SaveEvery = 20 * time.Second
 	}
 	if o.Epochs < 0 || !(o.LR > 0) || math.IsInf(o.LR, 0) {
 		return nil, fmt.Errorf("tiny: %d epochs at rate %g; want positive numbers", o.Epochs, o.LR)
@@ -189,43 +200,138 @@ func Train(ctx context.Context, net *Net, s Scheme, train, validation *Examples,
 		return nil, err
 	}
 	defer p.Close()
-	rows, err := p.frozen(ctx, net, train)
-	if err != nil {
+	t := &training{Program: p, o: o, base: net, train: train}
+	t.key = fmt.Sprintf("tiny/%+v/%+v/%d/%g/%d/%d/%d", s, o.CompileOptions, o.Epochs, o.LR, o.Warmup, o.Order, train.Len())
+	if t.n = train.Len() / o.Accumulate * o.Accumulate; t.n == 0 {
+		t.n = train.Len()
+	}
+	if err := t.resume(); err != nil {
 		return nil, err
 	}
-	n := len(rows) / o.Accumulate * o.Accumulate
-	if n == 0 {
-		n = len(rows)
+	if err := t.run(ctx); err != nil {
+		return nil, err
 	}
-	updates := max(1, o.Epochs*n/o.Accumulate)
-	schedule := optim.Cosine(updates, o.Warmup, 0)
-	r := &Trained{PeakBytes: p.PeakBytes()}
-	seen := 0
-	for epoch := range o.Epochs {
-		sum := 0.
-		for _, i := range rng.New(o.Order, fmt.Sprintf("tiny:order:%d", epoch)).Perm(len(rows))[:n] {
-			if seen%64 == 0 {
-				if err := ctx.Err(); err != nil {
-					return nil, err
-				}
-			}
-			p.restore(rows[i])
-			loss := p.step(p.cut, train.Labels[i], o.LR*schedule(seen/o.Accumulate))
-			if math.IsNaN(loss) || math.IsInf(loss, 0) {
-				return nil, fmt.Errorf("epoch %d: %w", epoch+1, ErrDiverged)
-			}
-			sum += loss
-			if seen++; o.Progress != nil && seen%64 == 0 {
-				o.Progress(seen, o.Epochs*n, loss)
-			}
+	if validation != nil && t.Validation == nil {
+		v, err := p.evaluate(ctx, net, validation)
+		if err != nil {
+			return nil, err
 		}
-		r.Losses = append(r.Losses, sum/float64(n))
-	}
-	r.Net = p.Trained()
-	if validation != nil {
-		if r.Validation, err = p.evaluate(ctx, net, validation); err != nil {
+		t.Validation = &v
+		if err := t.save(); err != nil {
 			return nil, err
 		}
 	}
+	r := &Trained{Net: p.Trained(), Losses: t.Losses, PeakBytes: p.PeakBytes()}
+	if validation != nil {
+		r.Validation = *t.Validation
+	}
 	return r, nil
+}
+
+// training is a Train under way.
+type training struct {
+	*Program
+	o     TrainOptions
+	base  *Net
+	train *Examples
+	n     int    // cases of an epoch
+	key   string // in the journal
+	checkpoint
+}
+
+// checkpoint is what the next step of a training depends on, and what came of the ones before.
+type checkpoint struct {
+	Seen       int         // cases
+	Loss       float64     // sum over the epoch under way
+	Losses     []float64   // of the epochs before
+	Kept       [][]float32 // what the buffers hold that live through all steps
+	Random     []byte      // state of the random rounding
+	Validation *Quality    // of the trained network
+}
+
+// run does the steps that are left.
+func (t *training) run(ctx context.Context) error {
+	total := t.o.Epochs * t.n
+	if t.Seen == total {
+		return nil
+	}
+	rows, err := t.frozen(ctx, t.base, t.train)
+	if err != nil {
+		return err
+	}
+	schedule := optim.Cosine(max(1, total/t.o.Accumulate), t.o.Warmup, 0)
+	saved := time.Now()
+	for t.Seen < total {
+		epoch := t.Seen / t.n
+		for _, i := range rng.New(t.o.Order, fmt.Sprintf("tiny:order:%d", epoch)).Perm(len(rows))[t.Seen%t.n : t.n] {
+			if err := ctx.Err(); err != nil {
+				if serr := t.save(); serr != nil {
+					return fmt.Errorf("%w (and the checkpoint failed: %w)", err, serr)
+				}
+				return err
+			}
+			t.restore(rows[i])
+			loss := t.step(t.cut, t.train.Labels[i], t.o.LR*schedule(t.Seen/t.o.Accumulate))
+			if math.IsNaN(loss) || math.IsInf(loss, 0) {
+				return fmt.Errorf("epoch %d: %w", epoch+1, ErrDiverged)
+			}
+			t.Loss += loss
+			if t.Seen++; t.Seen%t.n == 0 {
+				t.Losses, t.Loss = append(t.Losses, t.Loss/float64(t.n)), 0
+			}
+			if t.o.Progress != nil && t.Seen%64 == 0 {
+				t.o.Progress(t.Seen, total, loss)
+			}
+			if time.Since(saved) >= t.o.SaveEvery {
+				if err := t.save(); err != nil {
+					return err
+				}
+				saved = time.Now()
+			}
+		}
+	}
+	return t.save()
+}
+
+// save keeps where the training is.
+func (t *training) save() (err error) {
+	if t.o.Journal == nil {
+		return nil
+	}
+	t.Kept = nil
+	for _, b := range t.lasting() {
+		t.Kept = append(t.Kept, t.at(b)) // encoded before the next step
+	}
+	if t.Random, err = t.source.MarshalBinary(); err != nil {
+		return fmt.Errorf("tiny: checkpoint: %w", err)
+	}
+	return t.o.Journal.Store(t.key, &t.checkpoint)
+}
+
+// resume goes on from what the journal keeps of this training, if it does.
+func (t *training) resume() error {
+	var c checkpoint
+	found, err := t.o.Journal.Load(t.key, &c)
+	if err != nil || !found {
+		return err
+	}
+	buffers := t.lasting()
+	fits := len(c.Kept) == len(buffers) && c.Seen >= 0 && c.Seen <= t.o.Epochs*t.n && len(c.Losses) == c.Seen/t.n
+	for i := 0; fits && i < len(buffers); i++ {
+		fits = len(c.Kept[i]) == t.words[buffers[i]]
+	}
+	if !fits {
+		return errors.New("tiny: the journal keeps a checkpoint of another network; remove the journal")
+	}
+	if err := t.source.UnmarshalBinary(c.Random); err != nil {
+		return fmt.Errorf("tiny: checkpoint: %w", err)
+	}
+	for i, b := range buffers {
+		copy(t.at(b), c.Kept[i])
+	}
+	for _, c := range t.convs {
+		c.recode()
+	}
+	t.checkpoint, t.count = c, c.Seen
+	return nil
 }

@@ -12,10 +12,14 @@ import (
 type Rand = rand.Rand
 
 // New returns the stream of that name ("init", "data", "noise", "mask", ...) under a seed (PCG).
-func New(seed uint64, name string) *Rand {
+func New(seed uint64, name string) *Rand { return rand.New(Source(seed, name)) }
+
+// Source is what New draws from. Its state can be kept and put back (encoding.BinaryMarshaler), which is all that there is
+// to a Rand on it.
+func Source(seed uint64, name string) *rand.PCG {
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	return rand.New(rand.NewPCG(seed, h.Sum64()))
+	return rand.NewPCG(seed, h.Sum64())
 }
 
 // Normal fills dst with draws from N(0, std²).

@@ -315,12 +315,9 @@ func (m *mixer) prepare(ctx context.Context, t *lab.Trial, z adaSizes) error {
 	if m.want, _, err = compress.Evaluate(ctx, t.Backend, float, m.calib, 0); err != nil {
 		return err
 	}
-	s := compress.Sensitivity{Target: m.want}
-	for _, k := range m.choices {
-		s.Forms = append(s.Forms, compress.Form{Name: fmt.Sprintf("w%d", k), Put: func(_ context.Context, net *nn.Network, site *nn.Node) error {
-			return graft(net, m.nets[k], site.Name)
-		}})
-	}
+	s := compress.Sensitivity{Target: m.want, Forms: compress.WeightForms(m.choices, func(net *nn.Network, site *nn.Node, bits int) error {
+		return graft(net, m.nets[bits], site.Name)
+	})}
 	base := m.nets[m.choices[0]]
 	effects, err := s.Measure(ctx, t.Backend, base, m.calib)
 	if err != nil {
@@ -413,7 +410,8 @@ func randomAllocation(r *rng.Rand, size []float64, choices []int, budget float64
 }
 
 // graft gives a site of dst the weight, bias and input grid that it has in src, a network quantised from the same
-// one in the same way but for bits.
+// one in the same way but for bits: it changes nodes that are there, where compress.Graft adds the other network's, which a
+// measurement that starts between the quantiser and the site cannot compute.
 func graft(dst, src *nn.Network, site string) error {
 	to, from := dst.Node(site), src.Node(site)
 	for _, pair := range [][2]*nn.Node{{to, from}, {dst.Producer(to.In[0]), src.Producer(from.In[0])}} {
