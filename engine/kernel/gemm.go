@@ -8,7 +8,7 @@ import "sync/atomic"
 const kBlock, kBlockLong = 192, 512
 
 const (
-	mBlock = 96  // about the number of rows that one piece of work computes, twice as many if B is larger than bCached
+	mBlock = 96 // about the number of rows that one piece of work computes, twice as many if B is larger than bCached
 	// The most rows of A that are packed for one block of k together, and so many if A's k lie side by side: then it is
 	// cheap to pack tiles one after the other.
 	mOuter, mOuterDense = 768, 512
