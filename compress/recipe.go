@@ -204,7 +204,7 @@ func keyLines(prefix string, n *yaml.Node) map[string]int {
 }
 
 // compilePattern makes a pattern of --include, --exclude and recipes a test of names: a name that is exactly the pattern
-// always fits, and any other in which it is found as a regular expression.
+// always fits, and any other in which it is found as a regular expression. kindPrefix begins a pattern of another sort.
 func compilePattern(p string) (*regexp.Regexp, error) {
 	if p == "" {
 		return nil, errors.New("an empty pattern; name a site, or give a regular expression")
@@ -227,8 +227,14 @@ func targets(net *nn.Network) (nodes []*nn.Node) {
 	return nodes
 }
 
-// matches returns the names that a pattern selects: the one that it is, or all in which it is found.
+// kindPrefix begins a pattern that selects by what a site is, as "lathe inspect" says it.
+const kindPrefix = "kind:"
+
+// matches returns the names that a pattern selects: the one that it is, all of a kind, or all in which it is found.
 func matches(pattern string, nodes []*nn.Node) ([]string, error) {
+	if kind, ok := strings.CutPrefix(pattern, kindPrefix); ok {
+		return ofKind(kind, nodes)
+	}
 	re, err := compilePattern(pattern)
 	if err != nil {
 		return nil, err
@@ -248,6 +254,21 @@ func matches(pattern string, nodes []*nn.Node) ([]string, error) {
 		return nil, fmt.Errorf("no site is named or matches %q; \"lathe inspect\" lists them", pattern)
 	}
 	return found, nil
+}
+
+func ofKind(kind string, nodes []*nn.Node) (names []string, err error) {
+	var kinds []string
+	for _, n := range nodes {
+		kinds = append(kinds, n.Op.Kind())
+		if n.Op.Kind() == kind {
+			names = append(names, n.Name)
+		}
+	}
+	if names == nil {
+		slices.Sort(kinds)
+		return nil, fmt.Errorf("no site is of kind %q; here are %s", kind, strings.Join(slices.Compact(kinds), ", "))
+	}
+	return names, nil
 }
 
 // Assign gives each step its sites and products of a network, by name: what its patterns select; a step without include

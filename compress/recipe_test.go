@@ -36,6 +36,8 @@ func TestRecipesGiveEveryStepItsSites(t *testing.T) {
 		{`steps: [{method: a, bits: 4, include: ['blk\.\d+\.fc1']}, {method: b, bits: 8}]`, "[blk.0.fc1 blk.1.fc1][blk.0.fc2 blk.1.fc2 head patch product]"},
 		{`steps: [{method: a, bits: 4, include: ['blk\.1'], exclude: ['fc2$']}, {method: b, bits: 8, include: [head]}]`, "[blk.1.fc1][head]"},
 		{"steps:\n- {method: a, bits: 4}\n- {method: b, bits: 8}", `line 3: step 1 (a) and step 2 (b) both take "patch"`},
+		{`steps: [{method: a, bits: 4, include: ['kind:dense'], exclude: [head]}]`, "[blk.0.fc1 blk.0.fc2 blk.1.fc1 blk.1.fc2 patch]"},
+		{"steps:\n- method: a\n  bits: 4\n  include: ['kind:lstm']", `line 4: include: no site is of kind "lstm"; here are dense, matmul`},
 		{"steps:\n- method: a\n  bits: 4\n  include: [heat]", `line 4: include: no site is named or matches "heat"; did you mean "head"?`},
 		{"steps:\n- method: a\n  bits: 4\n  exclude: [relu0]", `line 4: exclude: no site`},
 		{"steps:\n- method: a\n  bits: 4\n  include: [head]\n  exclude: [head]", `line 2: step 1 (a) has no site`},

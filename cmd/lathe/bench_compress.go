@@ -104,6 +104,9 @@ func (f benchCompressFlags) contestants() ([]quanttable.Contestant, error) {
 					continue
 				}
 				out = append(out, quanttable.Contestant{Tool: "lathe", Method: name, Bits: bits, ActBits: act})
+				if act == 32 && bits == 4 && !m.weightOnly {
+					out = append(out, quanttable.Contestant{Tool: "lathe", Method: name, Bits: bits, ActBits: act, Flags: quanttable.DenseOnly})
+				}
 			}
 		}
 	}

@@ -68,7 +68,7 @@ Three ways to say what is wanted:
 Methods:
 ` + aboutCompressors() + `
 Sites are the layers with weights; "lathe inspect MODEL" lists them. A pattern of --include or --exclude is a site's name
-or a regular expression that is found in it. What is left out stays in float.
+a regular expression that is found in it, or kind:KIND for all sites of a kind (kind:dense). What is left out stays in float.
 
 The examples are a folder of pictures, an .npy file of inputs as the network takes them (for several inputs one file
 each, separated by commas), or a .txt file of one text a line for an encoder with a tokenizer.json. Pictures are read as
@@ -116,7 +116,7 @@ VNNI saturate; what lathe reports is what ORT_ENABLE_BASIC computes.`,
 	fl.StringVar(&f.method, "method", "", "how: "+strings.Join(compressorNames(), ", ")+"; in a search: which of them, separated by commas")
 	fl.IntVar(&f.bits, "bits", 8, "bits of a weight, usually 2 to 8")
 	fl.IntVar(&f.abits, "abits", 0, "bits of an activation, 2 to 8, or 32 for float (default: as --bits; in a search 8)")
-	fl.StringArrayVar(&f.include, "include", nil, "only sites of this name, or that match this regular expression; may be repeated")
+	fl.StringArrayVar(&f.include, "include", nil, "only sites of this name or kind:KIND, or that match this regular expression; may be repeated")
 	fl.StringArrayVar(&f.exclude, "exclude", nil, "leave such sites in float; may be repeated")
 	fl.StringArrayVar(&f.set, "set", nil, "a setting of the method, key=value, see above; may be repeated")
 	fl.StringVar(&f.recipe, "recipe", "", "YAML file that says method, bits and sites, instead of the flags above")

@@ -57,6 +57,7 @@ func (t *Table) Merge(o *Table) {
 type line struct {
 	tool, method string
 	act          int
+	flags        []string
 	cells        map[int]*Cell
 }
 
@@ -64,10 +65,12 @@ type line struct {
 func (r *Row) lines() (out []*line) {
 	for i := range r.Cells {
 		c := &r.Cells[i]
-		k := slices.IndexFunc(out, func(l *line) bool { return l.tool == c.Tool && l.method == c.Method && l.act == c.ActBits })
+		k := slices.IndexFunc(out, func(l *line) bool {
+			return l.tool == c.Tool && l.method == c.Method && l.act == c.ActBits && slices.Equal(l.flags, c.Flags)
+		})
 		if k < 0 {
 			k = len(out)
-			out = append(out, &line{c.Tool, c.Method, c.ActBits, map[int]*Cell{}})
+			out = append(out, &line{c.Tool, c.Method, c.ActBits, c.Flags, map[int]*Cell{}})
 		}
 		out[k].cells[c.Bits] = c
 	}
@@ -78,6 +81,9 @@ func (l *line) name() string {
 	name := l.method
 	if l.tool != "lathe" {
 		name = l.tool + ": " + name
+	}
+	if slices.Equal(l.flags, DenseOnly) {
+		name += ", dense layers"
 	}
 	switch l.act {
 	case 32:

@@ -36,6 +36,10 @@ type Contestant struct {
 	Flags   []string `json:"flags,omitempty"` // further arguments
 }
 
+// DenseOnly are the flags of a contestant that leaves everything but dense layers in float, as MatMulNBits of ONNX Runtime
+// does.
+var DenseOnly = []string{"--include", "kind:dense"}
+
 // key names the contestant in the file that keeps finished cells.
 func (c Contestant) key() string {
 	return fmt.Sprintf("%s/%s/W%dA%d/%s", c.Tool, c.Method, c.Bits, c.ActBits, strings.Join(c.Flags, " "))
