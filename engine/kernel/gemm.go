@@ -46,9 +46,10 @@ type Gemm struct {
 	packB   bool
 	aEights []int32 // rows of A and B, and the last one eight times again; where they are packed by eights
 	bEights []int32
-	byRows  bool // B is packed a few k at a time, all panels
-	columns bool // A is packed a few k at a time, all tiles
-	stretch int  // rows of A that lie side by side
+	byRows  bool  // B is packed a few k at a time, all panels
+	bSides  []int // of each panel: columns of B that lie side by side
+	columns bool  // A is packed a few k at a time, all tiles
+	stretch int   // rows of A that lie side by side
 
 	height, tiles int // rows of a tile (the last may have fewer), tiles of all rows
 	vectors       int // of all columns, the last perhaps in part
@@ -127,6 +128,9 @@ func NewGemm(set *Set, a, b Operand, cBatch, cRows []int32) *Gemm {
 	bk, bKRegular := stride(b.K)
 	g.packB = m > 64 || m > t.mr && bKRegular && bk >= 512 || !g.vectorsContiguous()
 	g.byRows = g.panels > 1 && sideBySide(b.Rows) == n
+	for p := range g.panels {
+		g.bSides = append(g.bSides, sideBySide(g.columnsOf(p)))
+	}
 
 	if g.packA {
 		g.aEights = eightMore(a.Rows)
@@ -641,6 +645,13 @@ func (g *Gemm) panel(p int) (first, n int) {
 func (g *Gemm) panelCol(p int) int {
 	first, _ := g.panel(p)
 	return first * g.set.tile.lanes
+}
+
+// columnsOf returns where the columns of a panel begin in B.
+func (g *Gemm) columnsOf(p int) []int32 {
+	first, vectors := g.panel(p)
+	lanes := g.set.tile.lanes
+	return g.b.Rows[first*lanes : min(g.n, (first+vectors)*lanes)]
 }
 
 // block adds one block of k to tiles t0 to t1 and panels p0 to p1 of C. a is the packed tiles from t0 on, if A is

@@ -139,9 +139,9 @@ func (g *Gemm) packPanel(d []float32, bi, p, kb int) {
 	b := g.bv[g.b.Batch[bi]:]
 	first, vectors := g.panel(p)
 	j0, nr, k0, kk := first*g.set.tile.lanes, vectors*g.set.tile.lanes, kb*g.kLen, g.blockLen(kb)
-	cols := min(nr, g.n-j0)
-	col := g.b.Rows[j0:][:cols]
-	if n := sideBySide(col); n == cols || n >= 8 && cols%n == 0 { // copy whole stretches
+	col := g.columnsOf(p)
+	cols := len(col)
+	if n := g.bSides[p]; n == cols || n >= 8 && cols%n == 0 { // copy whole stretches
 		for k := range kk {
 			q := d[k*nr : k*nr+nr]
 			at := int(g.b.K[k0+k])
