@@ -7,6 +7,9 @@ import "sync/atomic"
 // The blocks fix the order of summation, so they depend on the shapes alone, not on the level or the workers.
 const kBlock, kBlockLong = 192, 512
 
+// kResident is up to how many k a panel of B surely stays in the first cache.
+const kResident = 128
+
 const (
 	mBlock = 96 // about the number of rows that one piece of work computes, twice as many if B is larger than bCached
 	// The most rows of A that are packed for one block of k together, and so many if A's k lie side by side: then it is
@@ -660,7 +663,10 @@ func (g *Gemm) block(w *workerSpace, a, b []float32, bi int, to target, kb, t0, 
 	t, args := &g.set.tile, &w.args
 	runs := g.aRuns[kb]
 	kernels := &t.packed
-	args.aks, args.acc = g.aK, min(kb-to.first, 1)
+	args.aks, args.acc, args.long = g.aK, min(kb-to.first, 1), 0
+	if g.blockLen(kb) > kResident {
+		args.long = 1
+	}
 	if g.packA {
 		w.one[0] = run{0, g.blockLen(kb)}
 		runs, args.aks, args.rows = w.one[:], t.ar, &firstRows[0]

@@ -20,6 +20,8 @@ TEXT ·tilePacked1x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ       120(R14), R13
 	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -41,25 +43,48 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y1
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y1, Y2
-	VADDPS       Y2, Y0, Y0
-	VMASKMOVPS   Y0, Y1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y1
+	VBROADCASTSS (AX)(R11*4), Y2
+	VFMADD231PS  Y2, Y1, Y0
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y1
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y1, Y2
+	VADDPS     Y2, Y0, Y0
+	VMASKMOVPS Y0, Y1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -108,6 +133,8 @@ TEXT ·tilePacked2x8AVX2(SB), NOSPLIT, $0-8
 	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -131,29 +158,54 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y2
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y2, Y3
-	VADDPS       Y3, Y0, Y0
-	VMASKMOVPS   Y0, Y2, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y2, Y3
-	VADDPS       Y3, Y1, Y1
-	VMASKMOVPS   Y1, Y2, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y2
+	VBROADCASTSS (AX)(R11*4), Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VBROADCASTSS (BX)(R11*4), Y4
+	VFMADD231PS  Y4, Y2, Y1
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y2
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y2, Y3
+	VADDPS     Y3, Y0, Y0
+	VMASKMOVPS Y0, Y2, (AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y2, Y3
+	VADDPS     Y3, Y1, Y1
+	VMASKMOVPS Y1, Y2, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -191,6 +243,8 @@ TEXT ·tilePacked3x8AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -216,33 +270,60 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y3
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y3, Y4
-	VADDPS       Y4, Y0, Y0
-	VMASKMOVPS   Y0, Y3, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y3, Y4
-	VADDPS       Y4, Y1, Y1
-	VMASKMOVPS   Y1, Y3, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y3, Y4
-	VADDPS       Y4, Y2, Y2
-	VMASKMOVPS   Y2, Y3, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y3
+	VBROADCASTSS (AX)(R11*4), Y4
+	VFMADD231PS  Y4, Y3, Y0
+	VBROADCASTSS (BX)(R11*4), Y5
+	VFMADD231PS  Y5, Y3, Y1
+	VBROADCASTSS (CX)(R11*4), Y4
+	VFMADD231PS  Y4, Y3, Y2
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y3
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y3, Y4
+	VADDPS     Y4, Y0, Y0
+	VMASKMOVPS Y0, Y3, (AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y3, Y4
+	VADDPS     Y4, Y1, Y1
+	VMASKMOVPS Y1, Y3, (AX)(R11*4)
+	MOVLQSX    8(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y3, Y4
+	VADDPS     Y4, Y2, Y2
+	VMASKMOVPS Y2, Y3, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -287,6 +368,8 @@ TEXT ·tilePacked4x8AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -314,37 +397,66 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y4
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y4, Y5
-	VADDPS       Y5, Y0, Y0
-	VMASKMOVPS   Y0, Y4, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y4, Y5
-	VADDPS       Y5, Y1, Y1
-	VMASKMOVPS   Y1, Y4, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y4, Y5
-	VADDPS       Y5, Y2, Y2
-	VMASKMOVPS   Y2, Y4, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y4, Y5
-	VADDPS       Y5, Y3, Y3
-	VMASKMOVPS   Y3, Y4, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y4
+	VBROADCASTSS (AX)(R11*4), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS (BX)(R11*4), Y6
+	VFMADD231PS  Y6, Y4, Y1
+	VBROADCASTSS (CX)(R11*4), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS (DX)(R11*4), Y6
+	VFMADD231PS  Y6, Y4, Y3
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y4
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y4, Y5
+	VADDPS     Y5, Y0, Y0
+	VMASKMOVPS Y0, Y4, (AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y4, Y5
+	VADDPS     Y5, Y1, Y1
+	VMASKMOVPS Y1, Y4, (AX)(R11*4)
+	MOVLQSX    8(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y4, Y5
+	VADDPS     Y5, Y2, Y2
+	VMASKMOVPS Y2, Y4, (AX)(R11*4)
+	MOVLQSX    12(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y4, Y5
+	VADDPS     Y5, Y3, Y3
+	VMASKMOVPS Y3, Y4, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -396,6 +508,8 @@ TEXT ·tilePacked5x8AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
 	VXORPS     Y4, Y4, Y4
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -425,41 +539,72 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y5
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y5, Y6
-	VADDPS       Y6, Y0, Y0
-	VMASKMOVPS   Y0, Y5, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y5, Y6
-	VADDPS       Y6, Y1, Y1
-	VMASKMOVPS   Y1, Y5, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y5, Y6
-	VADDPS       Y6, Y2, Y2
-	VMASKMOVPS   Y2, Y5, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y5, Y6
-	VADDPS       Y6, Y3, Y3
-	VMASKMOVPS   Y3, Y5, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y5, Y6
-	VADDPS       Y6, Y4, Y4
-	VMASKMOVPS   Y4, Y5, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y5
+	VBROADCASTSS (AX)(R11*4), Y6
+	VFMADD231PS  Y6, Y5, Y0
+	VBROADCASTSS (BX)(R11*4), Y7
+	VFMADD231PS  Y7, Y5, Y1
+	VBROADCASTSS (CX)(R11*4), Y6
+	VFMADD231PS  Y6, Y5, Y2
+	VBROADCASTSS (DX)(R11*4), Y7
+	VFMADD231PS  Y7, Y5, Y3
+	VBROADCASTSS (SI)(R11*4), Y6
+	VFMADD231PS  Y6, Y5, Y4
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y5
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y5, Y6
+	VADDPS     Y6, Y0, Y0
+	VMASKMOVPS Y0, Y5, (AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y5, Y6
+	VADDPS     Y6, Y1, Y1
+	VMASKMOVPS Y1, Y5, (AX)(R11*4)
+	MOVLQSX    8(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y5, Y6
+	VADDPS     Y6, Y2, Y2
+	VMASKMOVPS Y2, Y5, (AX)(R11*4)
+	MOVLQSX    12(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y5, Y6
+	VADDPS     Y6, Y3, Y3
+	VMASKMOVPS Y3, Y5, (AX)(R11*4)
+	MOVLQSX    16(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y5, Y6
+	VADDPS     Y6, Y4, Y4
+	VMASKMOVPS Y4, Y5, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -518,6 +663,8 @@ TEXT ·tilePacked6x8AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y3, Y3, Y3
 	VXORPS     Y4, Y4, Y4
 	VXORPS     Y5, Y5, Y5
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -549,45 +696,78 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y6
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y7
-	VADDPS       Y7, Y0, Y0
-	VMASKMOVPS   Y0, Y6, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y7
-	VADDPS       Y7, Y1, Y1
-	VMASKMOVPS   Y1, Y6, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y7
-	VADDPS       Y7, Y2, Y2
-	VMASKMOVPS   Y2, Y6, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y7
-	VADDPS       Y7, Y3, Y3
-	VMASKMOVPS   Y3, Y6, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y7
-	VADDPS       Y7, Y4, Y4
-	VMASKMOVPS   Y4, Y6, (AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y7
-	VADDPS       Y7, Y5, Y5
-	VMASKMOVPS   Y5, Y6, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y6
+	VBROADCASTSS (AX)(R11*4), Y7
+	VFMADD231PS  Y7, Y6, Y0
+	VBROADCASTSS (BX)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y1
+	VBROADCASTSS (CX)(R11*4), Y7
+	VFMADD231PS  Y7, Y6, Y2
+	VBROADCASTSS (DX)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y3
+	VBROADCASTSS (SI)(R11*4), Y7
+	VFMADD231PS  Y7, Y6, Y4
+	VBROADCASTSS (DI)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y5
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y6
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y7
+	VADDPS     Y7, Y0, Y0
+	VMASKMOVPS Y0, Y6, (AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y7
+	VADDPS     Y7, Y1, Y1
+	VMASKMOVPS Y1, Y6, (AX)(R11*4)
+	MOVLQSX    8(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y7
+	VADDPS     Y7, Y2, Y2
+	VMASKMOVPS Y2, Y6, (AX)(R11*4)
+	MOVLQSX    12(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y7
+	VADDPS     Y7, Y3, Y3
+	VMASKMOVPS Y3, Y6, (AX)(R11*4)
+	MOVLQSX    16(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y7
+	VADDPS     Y7, Y4, Y4
+	VMASKMOVPS Y4, Y6, (AX)(R11*4)
+	MOVLQSX    20(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y7
+	VADDPS     Y7, Y5, Y5
+	VMASKMOVPS Y5, Y6, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -624,6 +804,8 @@ TEXT ·tilePacked1x16AVX2(SB), NOSPLIT, $0-8
 	MOVQ       128(R14), R15
 	VXORPS     Y0, Y0, Y0
 	VXORPS     Y1, Y1, Y1
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -647,36 +829,61 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y2
-	SUBQ         $0x08, CX
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y3
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y2, Y4
-	VADDPS       Y4, Y0, Y0
-	VMASKMOVPS   Y0, Y2, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y3, Y4
-	VADDPS       Y4, Y1, Y1
-	VMASKMOVPS   Y1, Y3, 32(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y2
+	VMOVUPS      32(R10), Y3
+	VBROADCASTSS (AX)(R11*4), Y4
+	VFMADD231PS  Y4, Y2, Y0
+	VFMADD231PS  Y4, Y3, Y1
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y2
+	SUBQ       $0x08, CX
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y3
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y2, Y4
+	VADDPS     Y4, Y0, Y0
+	VMASKMOVPS Y0, Y2, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y3, Y4
+	VADDPS     Y4, Y1, Y1
+	VMASKMOVPS Y1, Y3, 32(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -710,6 +917,8 @@ TEXT ·tilePacked2x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y1, Y1, Y1
 	VXORPS     Y2, Y2, Y2
 	VXORPS     Y3, Y3, Y3
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -736,43 +945,71 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y4
-	SUBQ         $0x08, CX
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y5
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y4, Y6
-	VADDPS       Y6, Y0, Y0
-	VMASKMOVPS   Y0, Y4, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y5, Y6
-	VADDPS       Y6, Y1, Y1
-	VMASKMOVPS   Y1, Y5, 32(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y4, Y6
-	VADDPS       Y6, Y2, Y2
-	VMASKMOVPS   Y2, Y4, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y5, Y6
-	VADDPS       Y6, Y3, Y3
-	VMASKMOVPS   Y3, Y5, 32(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y4
+	VMOVUPS      32(R10), Y5
+	VBROADCASTSS (AX)(R11*4), Y6
+	VFMADD231PS  Y6, Y4, Y0
+	VFMADD231PS  Y6, Y5, Y1
+	VBROADCASTSS (BX)(R11*4), Y7
+	VFMADD231PS  Y7, Y4, Y2
+	VFMADD231PS  Y7, Y5, Y3
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y4
+	SUBQ       $0x08, CX
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y5
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y4, Y6
+	VADDPS     Y6, Y0, Y0
+	VMASKMOVPS Y0, Y4, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y5, Y6
+	VADDPS     Y6, Y1, Y1
+	VMASKMOVPS Y1, Y5, 32(AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y4, Y6
+	VADDPS     Y6, Y2, Y2
+	VMASKMOVPS Y2, Y4, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y5, Y6
+	VADDPS     Y6, Y3, Y3
+	VMASKMOVPS Y3, Y5, 32(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -815,6 +1052,8 @@ TEXT ·tilePacked3x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y3, Y3, Y3
 	VXORPS     Y4, Y4, Y4
 	VXORPS     Y5, Y5, Y5
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -844,50 +1083,81 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y6
-	SUBQ         $0x08, CX
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y7
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y8
-	VADDPS       Y8, Y0, Y0
-	VMASKMOVPS   Y0, Y6, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y7, Y8
-	VADDPS       Y8, Y1, Y1
-	VMASKMOVPS   Y1, Y7, 32(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y8
-	VADDPS       Y8, Y2, Y2
-	VMASKMOVPS   Y2, Y6, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y7, Y8
-	VADDPS       Y8, Y3, Y3
-	VMASKMOVPS   Y3, Y7, 32(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y6, Y8
-	VADDPS       Y8, Y4, Y4
-	VMASKMOVPS   Y4, Y6, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y7, Y8
-	VADDPS       Y8, Y5, Y5
-	VMASKMOVPS   Y5, Y7, 32(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y6
+	VMOVUPS      32(R10), Y7
+	VBROADCASTSS (AX)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y0
+	VFMADD231PS  Y8, Y7, Y1
+	VBROADCASTSS (BX)(R11*4), Y9
+	VFMADD231PS  Y9, Y6, Y2
+	VFMADD231PS  Y9, Y7, Y3
+	VBROADCASTSS (CX)(R11*4), Y8
+	VFMADD231PS  Y8, Y6, Y4
+	VFMADD231PS  Y8, Y7, Y5
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y6
+	SUBQ       $0x08, CX
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y7
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y8
+	VADDPS     Y8, Y0, Y0
+	VMASKMOVPS Y0, Y6, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y7, Y8
+	VADDPS     Y8, Y1, Y1
+	VMASKMOVPS Y1, Y7, 32(AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y8
+	VADDPS     Y8, Y2, Y2
+	VMASKMOVPS Y2, Y6, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y7, Y8
+	VADDPS     Y8, Y3, Y3
+	VMASKMOVPS Y3, Y7, 32(AX)(R11*4)
+	MOVLQSX    8(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y6, Y8
+	VADDPS     Y8, Y4, Y4
+	VMASKMOVPS Y4, Y6, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y7, Y8
+	VADDPS     Y8, Y5, Y5
+	VMASKMOVPS Y5, Y7, 32(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -939,6 +1209,8 @@ TEXT ·tilePacked4x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y5, Y5, Y5
 	VXORPS     Y6, Y6, Y6
 	VXORPS     Y7, Y7, Y7
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -971,57 +1243,91 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y8
-	SUBQ         $0x08, CX
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y9
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y8, Y10
-	VADDPS       Y10, Y0, Y0
-	VMASKMOVPS   Y0, Y8, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y9, Y10
-	VADDPS       Y10, Y1, Y1
-	VMASKMOVPS   Y1, Y9, 32(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y8, Y10
-	VADDPS       Y10, Y2, Y2
-	VMASKMOVPS   Y2, Y8, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y9, Y10
-	VADDPS       Y10, Y3, Y3
-	VMASKMOVPS   Y3, Y9, 32(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y8, Y10
-	VADDPS       Y10, Y4, Y4
-	VMASKMOVPS   Y4, Y8, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y9, Y10
-	VADDPS       Y10, Y5, Y5
-	VMASKMOVPS   Y5, Y9, 32(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y8, Y10
-	VADDPS       Y10, Y6, Y6
-	VMASKMOVPS   Y6, Y8, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y9, Y10
-	VADDPS       Y10, Y7, Y7
-	VMASKMOVPS   Y7, Y9, 32(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y8
+	VMOVUPS      32(R10), Y9
+	VBROADCASTSS (AX)(R11*4), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (BX)(R11*4), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R11*4), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (DX)(R11*4), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y8
+	SUBQ       $0x08, CX
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y9
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y8, Y10
+	VADDPS     Y10, Y0, Y0
+	VMASKMOVPS Y0, Y8, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y9, Y10
+	VADDPS     Y10, Y1, Y1
+	VMASKMOVPS Y1, Y9, 32(AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y8, Y10
+	VADDPS     Y10, Y2, Y2
+	VMASKMOVPS Y2, Y8, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y9, Y10
+	VADDPS     Y10, Y3, Y3
+	VMASKMOVPS Y3, Y9, 32(AX)(R11*4)
+	MOVLQSX    8(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y8, Y10
+	VADDPS     Y10, Y4, Y4
+	VMASKMOVPS Y4, Y8, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y9, Y10
+	VADDPS     Y10, Y5, Y5
+	VMASKMOVPS Y5, Y9, 32(AX)(R11*4)
+	MOVLQSX    12(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y8, Y10
+	VADDPS     Y10, Y6, Y6
+	VMASKMOVPS Y6, Y8, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y9, Y10
+	VADDPS     Y10, Y7, Y7
+	VMASKMOVPS Y7, Y9, 32(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -1082,6 +1388,8 @@ TEXT ·tilePacked5x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y7, Y7, Y7
 	VXORPS     Y8, Y8, Y8
 	VXORPS     Y9, Y9, Y9
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -1117,64 +1425,101 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y10
-	SUBQ         $0x08, CX
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y11
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y10, Y12
-	VADDPS       Y12, Y0, Y0
-	VMASKMOVPS   Y0, Y10, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y11, Y12
-	VADDPS       Y12, Y1, Y1
-	VMASKMOVPS   Y1, Y11, 32(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y10, Y12
-	VADDPS       Y12, Y2, Y2
-	VMASKMOVPS   Y2, Y10, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y11, Y12
-	VADDPS       Y12, Y3, Y3
-	VMASKMOVPS   Y3, Y11, 32(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y10, Y12
-	VADDPS       Y12, Y4, Y4
-	VMASKMOVPS   Y4, Y10, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y11, Y12
-	VADDPS       Y12, Y5, Y5
-	VMASKMOVPS   Y5, Y11, 32(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y10, Y12
-	VADDPS       Y12, Y6, Y6
-	VMASKMOVPS   Y6, Y10, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y11, Y12
-	VADDPS       Y12, Y7, Y7
-	VMASKMOVPS   Y7, Y11, 32(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y10, Y12
-	VADDPS       Y12, Y8, Y8
-	VMASKMOVPS   Y8, Y10, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y11, Y12
-	VADDPS       Y12, Y9, Y9
-	VMASKMOVPS   Y9, Y11, 32(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y10
+	VMOVUPS      32(R10), Y11
+	VBROADCASTSS (AX)(R11*4), Y12
+	VFMADD231PS  Y12, Y10, Y0
+	VFMADD231PS  Y12, Y11, Y1
+	VBROADCASTSS (BX)(R11*4), Y13
+	VFMADD231PS  Y13, Y10, Y2
+	VFMADD231PS  Y13, Y11, Y3
+	VBROADCASTSS (CX)(R11*4), Y12
+	VFMADD231PS  Y12, Y10, Y4
+	VFMADD231PS  Y12, Y11, Y5
+	VBROADCASTSS (DX)(R11*4), Y13
+	VFMADD231PS  Y13, Y10, Y6
+	VFMADD231PS  Y13, Y11, Y7
+	VBROADCASTSS (SI)(R11*4), Y12
+	VFMADD231PS  Y12, Y10, Y8
+	VFMADD231PS  Y12, Y11, Y9
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y10
+	SUBQ       $0x08, CX
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y11
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y10, Y12
+	VADDPS     Y12, Y0, Y0
+	VMASKMOVPS Y0, Y10, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y11, Y12
+	VADDPS     Y12, Y1, Y1
+	VMASKMOVPS Y1, Y11, 32(AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y10, Y12
+	VADDPS     Y12, Y2, Y2
+	VMASKMOVPS Y2, Y10, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y11, Y12
+	VADDPS     Y12, Y3, Y3
+	VMASKMOVPS Y3, Y11, 32(AX)(R11*4)
+	MOVLQSX    8(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y10, Y12
+	VADDPS     Y12, Y4, Y4
+	VMASKMOVPS Y4, Y10, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y11, Y12
+	VADDPS     Y12, Y5, Y5
+	VMASKMOVPS Y5, Y11, 32(AX)(R11*4)
+	MOVLQSX    12(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y10, Y12
+	VADDPS     Y12, Y6, Y6
+	VMASKMOVPS Y6, Y10, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y11, Y12
+	VADDPS     Y12, Y7, Y7
+	VMASKMOVPS Y7, Y11, 32(AX)(R11*4)
+	MOVLQSX    16(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y10, Y12
+	VADDPS     Y12, Y8, Y8
+	VMASKMOVPS Y8, Y10, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y11, Y12
+	VADDPS     Y12, Y9, Y9
+	VMASKMOVPS Y9, Y11, 32(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -1244,6 +1589,8 @@ TEXT ·tilePacked6x16AVX2(SB), NOSPLIT, $0-8
 	VXORPS     Y9, Y9, Y9
 	VXORPS     Y10, Y10, Y10
 	VXORPS     Y11, Y11, Y11
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -1282,71 +1629,111 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         104(R14), CX
-	LEAQ         laneMask<>+0(SB), DX
-	XORQ         SI, SI
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y12
-	SUBQ         $0x08, CX
-	MOVQ         $0x00000008, R8
-	SUBQ         CX, R8
-	CMOVQLT      SI, R8
-	MOVQ         $0x00000008, R9
-	CMPQ         R8, R9
-	CMOVQGT      R9, R8
-	VMOVUPS      (DX)(R8*4), Y13
-	SUBQ         $0x08, CX
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y12, Y14
-	VADDPS       Y14, Y0, Y0
-	VMASKMOVPS   Y0, Y12, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y13, Y14
-	VADDPS       Y14, Y1, Y1
-	VMASKMOVPS   Y1, Y13, 32(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y12, Y14
-	VADDPS       Y14, Y2, Y2
-	VMASKMOVPS   Y2, Y12, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y13, Y14
-	VADDPS       Y14, Y3, Y3
-	VMASKMOVPS   Y3, Y13, 32(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y12, Y14
-	VADDPS       Y14, Y4, Y4
-	VMASKMOVPS   Y4, Y12, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y13, Y14
-	VADDPS       Y14, Y5, Y5
-	VMASKMOVPS   Y5, Y13, 32(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y12, Y14
-	VADDPS       Y14, Y6, Y6
-	VMASKMOVPS   Y6, Y12, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y13, Y14
-	VADDPS       Y14, Y7, Y7
-	VMASKMOVPS   Y7, Y13, 32(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y12, Y14
-	VADDPS       Y14, Y8, Y8
-	VMASKMOVPS   Y8, Y12, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y13, Y14
-	VADDPS       Y14, Y9, Y9
-	VMASKMOVPS   Y9, Y13, 32(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VMASKMOVPS   (AX)(R11*4), Y12, Y14
-	VADDPS       Y14, Y10, Y10
-	VMASKMOVPS   Y10, Y12, (AX)(R11*4)
-	VMASKMOVPS   32(AX)(R11*4), Y13, Y14
-	VADDPS       Y14, Y11, Y11
-	VMASKMOVPS   Y11, Y13, 32(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Y12
+	VMOVUPS      32(R10), Y13
+	VBROADCASTSS (AX)(R11*4), Y14
+	VFMADD231PS  Y14, Y12, Y0
+	VFMADD231PS  Y14, Y13, Y1
+	VBROADCASTSS (BX)(R11*4), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y3
+	VBROADCASTSS (CX)(R11*4), Y14
+	VFMADD231PS  Y14, Y12, Y4
+	VFMADD231PS  Y14, Y13, Y5
+	VBROADCASTSS (DX)(R11*4), Y15
+	VFMADD231PS  Y15, Y12, Y6
+	VFMADD231PS  Y15, Y13, Y7
+	VBROADCASTSS (SI)(R11*4), Y14
+	VFMADD231PS  Y14, Y12, Y8
+	VFMADD231PS  Y14, Y13, Y9
+	VBROADCASTSS (DI)(R11*4), Y15
+	VFMADD231PS  Y15, Y12, Y10
+	VFMADD231PS  Y15, Y13, Y11
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ       104(R14), CX
+	LEAQ       laneMask<>+0(SB), DX
+	XORQ       SI, SI
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y12
+	SUBQ       $0x08, CX
+	MOVQ       $0x00000008, R8
+	SUBQ       CX, R8
+	CMOVQLT    SI, R8
+	MOVQ       $0x00000008, R9
+	CMPQ       R8, R9
+	CMOVQGT    R9, R8
+	VMOVUPS    (DX)(R8*4), Y13
+	SUBQ       $0x08, CX
+	MOVQ       16(R14), AX
+	MOVQ       24(R14), R10
+	CMPQ       96(R14), $0x00
+	JE         replace
+	MOVLQSX    (R10), R11
+	VMASKMOVPS (AX)(R11*4), Y12, Y14
+	VADDPS     Y14, Y0, Y0
+	VMASKMOVPS Y0, Y12, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y13, Y14
+	VADDPS     Y14, Y1, Y1
+	VMASKMOVPS Y1, Y13, 32(AX)(R11*4)
+	MOVLQSX    4(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y12, Y14
+	VADDPS     Y14, Y2, Y2
+	VMASKMOVPS Y2, Y12, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y13, Y14
+	VADDPS     Y14, Y3, Y3
+	VMASKMOVPS Y3, Y13, 32(AX)(R11*4)
+	MOVLQSX    8(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y12, Y14
+	VADDPS     Y14, Y4, Y4
+	VMASKMOVPS Y4, Y12, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y13, Y14
+	VADDPS     Y14, Y5, Y5
+	VMASKMOVPS Y5, Y13, 32(AX)(R11*4)
+	MOVLQSX    12(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y12, Y14
+	VADDPS     Y14, Y6, Y6
+	VMASKMOVPS Y6, Y12, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y13, Y14
+	VADDPS     Y14, Y7, Y7
+	VMASKMOVPS Y7, Y13, 32(AX)(R11*4)
+	MOVLQSX    16(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y12, Y14
+	VADDPS     Y14, Y8, Y8
+	VMASKMOVPS Y8, Y12, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y13, Y14
+	VADDPS     Y14, Y9, Y9
+	VMASKMOVPS Y9, Y13, 32(AX)(R11*4)
+	MOVLQSX    20(R10), R11
+	VMASKMOVPS (AX)(R11*4), Y12, Y14
+	VADDPS     Y14, Y10, Y10
+	VMASKMOVPS Y10, Y12, (AX)(R11*4)
+	VMASKMOVPS 32(AX)(R11*4), Y13, Y14
+	VADDPS     Y14, Y11, Y11
+	VMASKMOVPS Y11, Y13, 32(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -6424,6 +6811,8 @@ TEXT ·tilePacked1x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       120(R14), R13
 	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -6445,13 +6834,36 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z1
+	VBROADCASTSS (AX)(R11*4), Z2
+	VFMADD231PS  Z2, Z1, Z0
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -6487,6 +6899,8 @@ TEXT ·tilePacked2x16AVX512(SB), NOSPLIT, $0-8
 	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -6510,16 +6924,41 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z2
+	VBROADCASTSS (AX)(R11*4), Z3
+	VFMADD231PS  Z3, Z2, Z0
+	VBROADCASTSS (BX)(R11*4), Z4
+	VFMADD231PS  Z4, Z2, Z1
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -6562,6 +7001,8 @@ TEXT ·tilePacked3x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -6587,19 +7028,46 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z3
+	VBROADCASTSS (AX)(R11*4), Z4
+	VFMADD231PS  Z4, Z3, Z0
+	VBROADCASTSS (BX)(R11*4), Z5
+	VFMADD231PS  Z5, Z3, Z1
+	VBROADCASTSS (CX)(R11*4), Z4
+	VFMADD231PS  Z4, Z3, Z2
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -6649,6 +7117,8 @@ TEXT ·tilePacked4x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
 	VPXORD     Z3, Z3, Z3
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -6676,22 +7146,51 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z4
+	VBROADCASTSS (AX)(R11*4), Z5
+	VFMADD231PS  Z5, Z4, Z0
+	VBROADCASTSS (BX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z1
+	VBROADCASTSS (CX)(R11*4), Z5
+	VFMADD231PS  Z5, Z4, Z2
+	VBROADCASTSS (DX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z3
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -6748,6 +7247,8 @@ TEXT ·tilePacked5x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z2, Z2, Z2
 	VPXORD     Z3, Z3, Z3
 	VPXORD     Z4, Z4, Z4
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -6777,25 +7278,56 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z0
+	VBROADCASTSS (BX)(R11*4), Z7
+	VFMADD231PS  Z7, Z5, Z1
+	VBROADCASTSS (CX)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z2
+	VBROADCASTSS (DX)(R11*4), Z7
+	VFMADD231PS  Z7, Z5, Z3
+	VBROADCASTSS (SI)(R11*4), Z6
+	VFMADD231PS  Z6, Z5, Z4
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -6859,6 +7391,8 @@ TEXT ·tilePacked6x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z3, Z3, Z3
 	VPXORD     Z4, Z4, Z4
 	VPXORD     Z5, Z5, Z5
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -6890,28 +7424,61 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z5, K1, Z5
-	VMOVUPS      Z5, K1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z6
+	VBROADCASTSS (AX)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z0
+	VBROADCASTSS (BX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z1
+	VBROADCASTSS (CX)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z2
+	VBROADCASTSS (DX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z3
+	VBROADCASTSS (SI)(R11*4), Z7
+	VFMADD231PS  Z7, Z6, Z4
+	VBROADCASTSS (DI)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z5
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z5, K1, Z5
+	VMOVUPS  Z5, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -6982,6 +7549,8 @@ TEXT ·tilePacked7x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z4, Z4, Z4
 	VPXORD     Z5, Z5, Z5
 	VPXORD     Z6, Z6, Z6
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7015,31 +7584,66 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z5, K1, Z5
-	VMOVUPS      Z5, K1, (AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z7
+	VBROADCASTSS (AX)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z0
+	VBROADCASTSS (BX)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z1
+	VBROADCASTSS (CX)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z2
+	VBROADCASTSS (DX)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z3
+	VBROADCASTSS (SI)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z4
+	VBROADCASTSS (DI)(R11*4), Z9
+	VFMADD231PS  Z9, Z7, Z5
+	VBROADCASTSS (R8)(R11*4), Z8
+	VFMADD231PS  Z8, Z7, Z6
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z5, K1, Z5
+	VMOVUPS  Z5, K1, (AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -7117,6 +7721,8 @@ TEXT ·tilePacked8x16AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z5, Z5, Z5
 	VPXORD     Z6, Z6, Z6
 	VPXORD     Z7, Z7, Z7
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7152,34 +7758,71 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z1, K1, Z1
-	VMOVUPS      Z1, K1, (AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z5, K1, Z5
-	VMOVUPS      Z5, K1, (AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	MOVLQSX      28(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z7, K1, Z7
-	VMOVUPS      Z7, K1, (AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z8
+	VBROADCASTSS (AX)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z0
+	VBROADCASTSS (BX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z1
+	VBROADCASTSS (CX)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z2
+	VBROADCASTSS (DX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z3
+	VBROADCASTSS (SI)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z4
+	VBROADCASTSS (DI)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z5
+	VBROADCASTSS (R8)(R11*4), Z9
+	VFMADD231PS  Z9, Z8, Z6
+	VBROADCASTSS (R9)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z7
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z1, K1, Z1
+	VMOVUPS  Z1, K1, (AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z5, K1, Z5
+	VMOVUPS  Z5, K1, (AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	MOVLQSX  28(R10), R11
+	VADDPS.Z (AX)(R11*4), Z7, K1, Z7
+	VMOVUPS  Z7, K1, (AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -7228,6 +7871,8 @@ TEXT ·tilePacked1x32AVX512(SB), NOSPLIT, $0-8
 	MOVQ       128(R14), R15
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7252,15 +7897,40 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z2
+	VMOVUPS      64(R10), Z3
+	VBROADCASTSS (AX)(R11*4), Z4
+	VFMADD231PS  Z4, Z2, Z0
+	VFMADD231PS  Z4, Z3, Z1
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -7303,6 +7973,8 @@ TEXT ·tilePacked2x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
 	VPXORD     Z3, Z3, Z3
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7330,20 +8002,48 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z4
+	VMOVUPS      64(R10), Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z4, Z0
+	VFMADD231PS  Z6, Z5, Z1
+	VBROADCASTSS (BX)(R11*4), Z7
+	VFMADD231PS  Z7, Z4, Z2
+	VFMADD231PS  Z7, Z5, Z3
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -7396,6 +8096,8 @@ TEXT ·tilePacked3x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z3, Z3, Z3
 	VPXORD     Z4, Z4, Z4
 	VPXORD     Z5, Z5, Z5
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7426,25 +8128,56 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z6
+	VMOVUPS      64(R10), Z7
+	VBROADCASTSS (AX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z0
+	VFMADD231PS  Z8, Z7, Z1
+	VBROADCASTSS (BX)(R11*4), Z9
+	VFMADD231PS  Z9, Z6, Z2
+	VFMADD231PS  Z9, Z7, Z3
+	VBROADCASTSS (CX)(R11*4), Z8
+	VFMADD231PS  Z8, Z6, Z4
+	VFMADD231PS  Z8, Z7, Z5
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -7507,6 +8240,8 @@ TEXT ·tilePacked4x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z5, Z5, Z5
 	VPXORD     Z6, Z6, Z6
 	VPXORD     Z7, Z7, Z7
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7540,30 +8275,64 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z8
+	VMOVUPS      64(R10), Z9
+	VBROADCASTSS (AX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z0
+	VFMADD231PS  Z10, Z9, Z1
+	VBROADCASTSS (BX)(R11*4), Z11
+	VFMADD231PS  Z11, Z8, Z2
+	VFMADD231PS  Z11, Z9, Z3
+	VBROADCASTSS (CX)(R11*4), Z10
+	VFMADD231PS  Z10, Z8, Z4
+	VFMADD231PS  Z10, Z9, Z5
+	VBROADCASTSS (DX)(R11*4), Z11
+	VFMADD231PS  Z11, Z8, Z6
+	VFMADD231PS  Z11, Z9, Z7
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -7636,6 +8405,8 @@ TEXT ·tilePacked5x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z7, Z7, Z7
 	VPXORD     Z8, Z8, Z8
 	VPXORD     Z9, Z9, Z9
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7672,35 +8443,72 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z8, K1, Z8
-	VMOVUPS      Z8, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z9, K2, Z9
-	VMOVUPS      Z9, K2, 64(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z10
+	VMOVUPS      64(R10), Z11
+	VBROADCASTSS (AX)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z0
+	VFMADD231PS  Z12, Z11, Z1
+	VBROADCASTSS (BX)(R11*4), Z13
+	VFMADD231PS  Z13, Z10, Z2
+	VFMADD231PS  Z13, Z11, Z3
+	VBROADCASTSS (CX)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z4
+	VFMADD231PS  Z12, Z11, Z5
+	VBROADCASTSS (DX)(R11*4), Z13
+	VFMADD231PS  Z13, Z10, Z6
+	VFMADD231PS  Z13, Z11, Z7
+	VBROADCASTSS (SI)(R11*4), Z12
+	VFMADD231PS  Z12, Z10, Z8
+	VFMADD231PS  Z12, Z11, Z9
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z8, K1, Z8
+	VMOVUPS  Z8, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z9, K2, Z9
+	VMOVUPS  Z9, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -7783,6 +8591,8 @@ TEXT ·tilePacked6x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z9, Z9, Z9
 	VPXORD     Z10, Z10, Z10
 	VPXORD     Z11, Z11, Z11
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7822,40 +8632,80 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z8, K1, Z8
-	VMOVUPS      Z8, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z9, K2, Z9
-	VMOVUPS      Z9, K2, 64(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z10, K1, Z10
-	VMOVUPS      Z10, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z11, K2, Z11
-	VMOVUPS      Z11, K2, 64(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z12
+	VMOVUPS      64(R10), Z13
+	VBROADCASTSS (AX)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z0
+	VFMADD231PS  Z14, Z13, Z1
+	VBROADCASTSS (BX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z2
+	VFMADD231PS  Z15, Z13, Z3
+	VBROADCASTSS (CX)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z4
+	VFMADD231PS  Z14, Z13, Z5
+	VBROADCASTSS (DX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z6
+	VFMADD231PS  Z15, Z13, Z7
+	VBROADCASTSS (SI)(R11*4), Z14
+	VFMADD231PS  Z14, Z12, Z8
+	VFMADD231PS  Z14, Z13, Z9
+	VBROADCASTSS (DI)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z10
+	VFMADD231PS  Z15, Z13, Z11
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z8, K1, Z8
+	VMOVUPS  Z8, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z9, K2, Z9
+	VMOVUPS  Z9, K2, 64(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z10, K1, Z10
+	VMOVUPS  Z10, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z11, K2, Z11
+	VMOVUPS  Z11, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -7948,6 +8798,8 @@ TEXT ·tilePacked7x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z11, Z11, Z11
 	VPXORD     Z12, Z12, Z12
 	VPXORD     Z13, Z13, Z13
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -7990,45 +8842,88 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z8, K1, Z8
-	VMOVUPS      Z8, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z9, K2, Z9
-	VMOVUPS      Z9, K2, 64(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z10, K1, Z10
-	VMOVUPS      Z10, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z11, K2, Z11
-	VMOVUPS      Z11, K2, 64(AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
-	VMOVUPS      Z12, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
-	VMOVUPS      Z13, K2, 64(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z14
+	VMOVUPS      64(R10), Z15
+	VBROADCASTSS (AX)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z0
+	VFMADD231PS  Z16, Z15, Z1
+	VBROADCASTSS (BX)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z2
+	VFMADD231PS  Z17, Z15, Z3
+	VBROADCASTSS (CX)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z4
+	VFMADD231PS  Z16, Z15, Z5
+	VBROADCASTSS (DX)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z6
+	VFMADD231PS  Z17, Z15, Z7
+	VBROADCASTSS (SI)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z8
+	VFMADD231PS  Z16, Z15, Z9
+	VBROADCASTSS (DI)(R11*4), Z17
+	VFMADD231PS  Z17, Z14, Z10
+	VFMADD231PS  Z17, Z15, Z11
+	VBROADCASTSS (R8)(R11*4), Z16
+	VFMADD231PS  Z16, Z14, Z12
+	VFMADD231PS  Z16, Z15, Z13
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z8, K1, Z8
+	VMOVUPS  Z8, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z9, K2, Z9
+	VMOVUPS  Z9, K2, 64(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z10, K1, Z10
+	VMOVUPS  Z10, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z11, K2, Z11
+	VMOVUPS  Z11, K2, 64(AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8131,6 +9026,8 @@ TEXT ·tilePacked8x32AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z13, Z13, Z13
 	VPXORD     Z14, Z14, Z14
 	VPXORD     Z15, Z15, Z15
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -8176,50 +9073,96 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z2, K1, Z2
-	VMOVUPS      Z2, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z3, K2, Z3
-	VMOVUPS      Z3, K2, 64(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z4, K1, Z4
-	VMOVUPS      Z4, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z5, K2, Z5
-	VMOVUPS      Z5, K2, 64(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z8, K1, Z8
-	VMOVUPS      Z8, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z9, K2, Z9
-	VMOVUPS      Z9, K2, 64(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z10, K1, Z10
-	VMOVUPS      Z10, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z11, K2, Z11
-	VMOVUPS      Z11, K2, 64(AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
-	VMOVUPS      Z12, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
-	VMOVUPS      Z13, K2, 64(AX)(R11*4)
-	MOVLQSX      28(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z14, K1, Z14
-	VMOVUPS      Z14, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z15, K2, Z15
-	VMOVUPS      Z15, K2, 64(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z16
+	VMOVUPS      64(R10), Z17
+	VBROADCASTSS (AX)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (BX)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (DX)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (SI)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (DI)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (R8)(R11*4), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (R9)(R11*4), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z2, K1, Z2
+	VMOVUPS  Z2, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z3, K2, Z3
+	VMOVUPS  Z3, K2, 64(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z4, K1, Z4
+	VMOVUPS  Z4, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z5, K2, Z5
+	VMOVUPS  Z5, K2, 64(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z8, K1, Z8
+	VMOVUPS  Z8, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z9, K2, Z9
+	VMOVUPS  Z9, K2, 64(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z10, K1, Z10
+	VMOVUPS  Z10, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z11, K2, Z11
+	VMOVUPS  Z11, K2, 64(AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	MOVLQSX  28(R10), R11
+	VADDPS.Z (AX)(R11*4), Z14, K1, Z14
+	VMOVUPS  Z14, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z15, K2, Z15
+	VMOVUPS  Z15, K2, 64(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8280,6 +9223,8 @@ TEXT ·tilePacked1x48AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z0, Z0, Z0
 	VPXORD     Z1, Z1, Z1
 	VPXORD     Z2, Z2, Z2
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -8307,17 +9252,44 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
-	VMOVUPS      Z2, K3, 128(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z3
+	VMOVUPS      64(R10), Z4
+	VMOVUPS      128(R10), Z5
+	VBROADCASTSS (AX)(R11*4), Z6
+	VFMADD231PS  Z6, Z3, Z0
+	VFMADD231PS  Z6, Z4, Z1
+	VFMADD231PS  Z6, Z5, Z2
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8367,6 +9339,8 @@ TEXT ·tilePacked2x48AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z3, Z3, Z3
 	VPXORD     Z4, Z4, Z4
 	VPXORD     Z5, Z5, Z5
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -8398,24 +9372,55 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
-	VMOVUPS      Z2, K3, 128(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
-	VMOVUPS      Z4, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
-	VMOVUPS      Z5, K3, 128(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z6
+	VMOVUPS      64(R10), Z7
+	VMOVUPS      128(R10), Z8
+	VBROADCASTSS (AX)(R11*4), Z9
+	VFMADD231PS  Z9, Z6, Z0
+	VFMADD231PS  Z9, Z7, Z1
+	VFMADD231PS  Z9, Z8, Z2
+	VBROADCASTSS (BX)(R11*4), Z10
+	VFMADD231PS  Z10, Z6, Z3
+	VFMADD231PS  Z10, Z7, Z4
+	VFMADD231PS  Z10, Z8, Z5
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8478,6 +9483,8 @@ TEXT ·tilePacked3x48AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z6, Z6, Z6
 	VPXORD     Z7, Z7, Z7
 	VPXORD     Z8, Z8, Z8
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -8513,31 +9520,66 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
-	VMOVUPS      Z2, K3, 128(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
-	VMOVUPS      Z4, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
-	VMOVUPS      Z5, K3, 128(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
-	VMOVUPS      Z8, K3, 128(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z9
+	VMOVUPS      64(R10), Z10
+	VMOVUPS      128(R10), Z11
+	VBROADCASTSS (AX)(R11*4), Z12
+	VFMADD231PS  Z12, Z9, Z0
+	VFMADD231PS  Z12, Z10, Z1
+	VFMADD231PS  Z12, Z11, Z2
+	VBROADCASTSS (BX)(R11*4), Z13
+	VFMADD231PS  Z13, Z9, Z3
+	VFMADD231PS  Z13, Z10, Z4
+	VFMADD231PS  Z13, Z11, Z5
+	VBROADCASTSS (CX)(R11*4), Z12
+	VFMADD231PS  Z12, Z9, Z6
+	VFMADD231PS  Z12, Z10, Z7
+	VFMADD231PS  Z12, Z11, Z8
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8613,6 +9655,8 @@ TEXT ·tilePacked4x48AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z9, Z9, Z9
 	VPXORD     Z10, Z10, Z10
 	VPXORD     Z11, Z11, Z11
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -8652,38 +9696,77 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
-	VMOVUPS      Z2, K3, 128(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
-	VMOVUPS      Z4, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
-	VMOVUPS      Z5, K3, 128(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
-	VMOVUPS      Z8, K3, 128(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
-	VMOVUPS      Z9, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
-	VMOVUPS      Z10, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
-	VMOVUPS      Z11, K3, 128(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z12
+	VMOVUPS      64(R10), Z13
+	VMOVUPS      128(R10), Z14
+	VBROADCASTSS (AX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z0
+	VFMADD231PS  Z15, Z13, Z1
+	VFMADD231PS  Z15, Z14, Z2
+	VBROADCASTSS (BX)(R11*4), Z16
+	VFMADD231PS  Z16, Z12, Z3
+	VFMADD231PS  Z16, Z13, Z4
+	VFMADD231PS  Z16, Z14, Z5
+	VBROADCASTSS (CX)(R11*4), Z15
+	VFMADD231PS  Z15, Z12, Z6
+	VFMADD231PS  Z15, Z13, Z7
+	VFMADD231PS  Z15, Z14, Z8
+	VBROADCASTSS (DX)(R11*4), Z16
+	VFMADD231PS  Z16, Z12, Z9
+	VFMADD231PS  Z16, Z13, Z10
+	VFMADD231PS  Z16, Z14, Z11
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8772,6 +9855,8 @@ TEXT ·tilePacked5x48AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z12, Z12, Z12
 	VPXORD     Z13, Z13, Z13
 	VPXORD     Z14, Z14, Z14
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -8815,45 +9900,88 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
-	VMOVUPS      Z2, K3, 128(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
-	VMOVUPS      Z4, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
-	VMOVUPS      Z5, K3, 128(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
-	VMOVUPS      Z8, K3, 128(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
-	VMOVUPS      Z9, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
-	VMOVUPS      Z10, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
-	VMOVUPS      Z11, K3, 128(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
-	VMOVUPS      Z12, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
-	VMOVUPS      Z13, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z14, K3, Z14
-	VMOVUPS      Z14, K3, 128(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z15
+	VMOVUPS      64(R10), Z16
+	VMOVUPS      128(R10), Z17
+	VBROADCASTSS (AX)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z0
+	VFMADD231PS  Z18, Z16, Z1
+	VFMADD231PS  Z18, Z17, Z2
+	VBROADCASTSS (BX)(R11*4), Z19
+	VFMADD231PS  Z19, Z15, Z3
+	VFMADD231PS  Z19, Z16, Z4
+	VFMADD231PS  Z19, Z17, Z5
+	VBROADCASTSS (CX)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z6
+	VFMADD231PS  Z18, Z16, Z7
+	VFMADD231PS  Z18, Z17, Z8
+	VBROADCASTSS (DX)(R11*4), Z19
+	VFMADD231PS  Z19, Z15, Z9
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (SI)(R11*4), Z18
+	VFMADD231PS  Z18, Z15, Z12
+	VFMADD231PS  Z18, Z16, Z13
+	VFMADD231PS  Z18, Z17, Z14
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS  Z14, K3, 128(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -8955,6 +10083,8 @@ TEXT ·tilePacked6x48AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z15, Z15, Z15
 	VPXORD     Z16, Z16, Z16
 	VPXORD     Z17, Z17, Z17
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -9002,52 +10132,99 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
-	VMOVUPS      Z2, K3, 128(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
-	VMOVUPS      Z4, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
-	VMOVUPS      Z5, K3, 128(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
-	VMOVUPS      Z8, K3, 128(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
-	VMOVUPS      Z9, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
-	VMOVUPS      Z10, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
-	VMOVUPS      Z11, K3, 128(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
-	VMOVUPS      Z12, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
-	VMOVUPS      Z13, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z14, K3, Z14
-	VMOVUPS      Z14, K3, 128(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z15, K1, Z15
-	VMOVUPS      Z15, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z16, K2, Z16
-	VMOVUPS      Z16, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z17, K3, Z17
-	VMOVUPS      Z17, K3, 128(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z18
+	VMOVUPS      64(R10), Z19
+	VMOVUPS      128(R10), Z20
+	VBROADCASTSS (AX)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z0
+	VFMADD231PS  Z21, Z19, Z1
+	VFMADD231PS  Z21, Z20, Z2
+	VBROADCASTSS (BX)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z3
+	VFMADD231PS  Z22, Z19, Z4
+	VFMADD231PS  Z22, Z20, Z5
+	VBROADCASTSS (CX)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z6
+	VFMADD231PS  Z21, Z19, Z7
+	VFMADD231PS  Z21, Z20, Z8
+	VBROADCASTSS (DX)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z9
+	VFMADD231PS  Z22, Z19, Z10
+	VFMADD231PS  Z22, Z20, Z11
+	VBROADCASTSS (SI)(R11*4), Z21
+	VFMADD231PS  Z21, Z18, Z12
+	VFMADD231PS  Z21, Z19, Z13
+	VFMADD231PS  Z21, Z20, Z14
+	VBROADCASTSS (DI)(R11*4), Z22
+	VFMADD231PS  Z22, Z18, Z15
+	VFMADD231PS  Z22, Z19, Z16
+	VFMADD231PS  Z22, Z20, Z17
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS  Z14, K3, 128(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS  Z15, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS  Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS  Z17, K3, 128(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9162,6 +10339,8 @@ TEXT ·tilePacked7x48AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z18, Z18, Z18
 	VPXORD     Z19, Z19, Z19
 	VPXORD     Z20, Z20, Z20
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -9213,59 +10392,110 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
-	VMOVUPS      Z2, K3, 128(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
-	VMOVUPS      Z4, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
-	VMOVUPS      Z5, K3, 128(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
-	VMOVUPS      Z8, K3, 128(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
-	VMOVUPS      Z9, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
-	VMOVUPS      Z10, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
-	VMOVUPS      Z11, K3, 128(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
-	VMOVUPS      Z12, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
-	VMOVUPS      Z13, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z14, K3, Z14
-	VMOVUPS      Z14, K3, 128(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z15, K1, Z15
-	VMOVUPS      Z15, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z16, K2, Z16
-	VMOVUPS      Z16, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z17, K3, Z17
-	VMOVUPS      Z17, K3, 128(AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z18, K1, Z18
-	VMOVUPS      Z18, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z19, K2, Z19
-	VMOVUPS      Z19, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z20, K3, Z20
-	VMOVUPS      Z20, K3, 128(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z21
+	VMOVUPS      64(R10), Z22
+	VMOVUPS      128(R10), Z23
+	VBROADCASTSS (AX)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z0
+	VFMADD231PS  Z24, Z22, Z1
+	VFMADD231PS  Z24, Z23, Z2
+	VBROADCASTSS (BX)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z3
+	VFMADD231PS  Z25, Z22, Z4
+	VFMADD231PS  Z25, Z23, Z5
+	VBROADCASTSS (CX)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z6
+	VFMADD231PS  Z24, Z22, Z7
+	VFMADD231PS  Z24, Z23, Z8
+	VBROADCASTSS (DX)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z9
+	VFMADD231PS  Z25, Z22, Z10
+	VFMADD231PS  Z25, Z23, Z11
+	VBROADCASTSS (SI)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z12
+	VFMADD231PS  Z24, Z22, Z13
+	VFMADD231PS  Z24, Z23, Z14
+	VBROADCASTSS (DI)(R11*4), Z25
+	VFMADD231PS  Z25, Z21, Z15
+	VFMADD231PS  Z25, Z22, Z16
+	VFMADD231PS  Z25, Z23, Z17
+	VBROADCASTSS (R8)(R11*4), Z24
+	VFMADD231PS  Z24, Z21, Z18
+	VFMADD231PS  Z24, Z22, Z19
+	VFMADD231PS  Z24, Z23, Z20
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS  Z14, K3, 128(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS  Z15, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS  Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS  Z17, K3, 128(AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z18, K1, Z18
+	VMOVUPS  Z18, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z19, K2, Z19
+	VMOVUPS  Z19, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z20, K3, Z20
+	VMOVUPS  Z20, K3, 128(AX)(R11*4)
 	VZEROUPPER
 	RET
 
@@ -9393,6 +10623,8 @@ TEXT ·tilePacked8x48AVX512(SB), NOSPLIT, $0-8
 	VPXORD     Z21, Z21, Z21
 	VPXORD     Z22, Z22, Z22
 	VPXORD     Z23, Z23, Z23
+	CMPQ       136(R14), $0x00
+	JE         runShort
 
 run:
 	MOVQ 32(R14), R12
@@ -9448,66 +10680,121 @@ loop:
 	JNZ          loop
 	DECQ         40(R14)
 	JNZ          run
-	MOVQ         16(R14), AX
-	MOVQ         24(R14), R10
-	CMPQ         96(R14), $0x00
-	JE           replace
-	MOVLQSX      (R10), R11
-	VADDPS.Z     (AX)(R11*4), Z0, K1, Z0
-	VMOVUPS      Z0, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z1, K2, Z1
-	VMOVUPS      Z1, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z2, K3, Z2
-	VMOVUPS      Z2, K3, 128(AX)(R11*4)
-	MOVLQSX      4(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z3, K1, Z3
-	VMOVUPS      Z3, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z4, K2, Z4
-	VMOVUPS      Z4, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z5, K3, Z5
-	VMOVUPS      Z5, K3, 128(AX)(R11*4)
-	MOVLQSX      8(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z6, K1, Z6
-	VMOVUPS      Z6, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z7, K2, Z7
-	VMOVUPS      Z7, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z8, K3, Z8
-	VMOVUPS      Z8, K3, 128(AX)(R11*4)
-	MOVLQSX      12(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z9, K1, Z9
-	VMOVUPS      Z9, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z10, K2, Z10
-	VMOVUPS      Z10, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z11, K3, Z11
-	VMOVUPS      Z11, K3, 128(AX)(R11*4)
-	MOVLQSX      16(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z12, K1, Z12
-	VMOVUPS      Z12, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z13, K2, Z13
-	VMOVUPS      Z13, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z14, K3, Z14
-	VMOVUPS      Z14, K3, 128(AX)(R11*4)
-	MOVLQSX      20(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z15, K1, Z15
-	VMOVUPS      Z15, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z16, K2, Z16
-	VMOVUPS      Z16, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z17, K3, Z17
-	VMOVUPS      Z17, K3, 128(AX)(R11*4)
-	MOVLQSX      24(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z18, K1, Z18
-	VMOVUPS      Z18, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z19, K2, Z19
-	VMOVUPS      Z19, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z20, K3, Z20
-	VMOVUPS      Z20, K3, 128(AX)(R11*4)
-	MOVLQSX      28(R10), R11
-	VADDPS.Z     (AX)(R11*4), Z21, K1, Z21
-	VMOVUPS      Z21, K1, (AX)(R11*4)
-	VADDPS.Z     64(AX)(R11*4), Z22, K2, Z22
-	VMOVUPS      Z22, K2, 64(AX)(R11*4)
-	VADDPS.Z     128(AX)(R11*4), Z23, K3, Z23
-	VMOVUPS      Z23, K3, 128(AX)(R11*4)
+	JMP          write
+
+runShort:
+	MOVQ 32(R14), R12
+	ADDQ 112(R14), R12
+	ADDQ $0x10, 112(R14)
+	MOVQ (R12), R11
+	MOVQ 8(R12), R12
+
+loopShort:
+	VMOVUPS      (R10), Z24
+	VMOVUPS      64(R10), Z25
+	VMOVUPS      128(R10), Z26
+	VBROADCASTSS (AX)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z0
+	VFMADD231PS  Z27, Z25, Z1
+	VFMADD231PS  Z27, Z26, Z2
+	VBROADCASTSS (BX)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z3
+	VFMADD231PS  Z28, Z25, Z4
+	VFMADD231PS  Z28, Z26, Z5
+	VBROADCASTSS (CX)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z6
+	VFMADD231PS  Z27, Z25, Z7
+	VFMADD231PS  Z27, Z26, Z8
+	VBROADCASTSS (DX)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z9
+	VFMADD231PS  Z28, Z25, Z10
+	VFMADD231PS  Z28, Z26, Z11
+	VBROADCASTSS (SI)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z12
+	VFMADD231PS  Z27, Z25, Z13
+	VFMADD231PS  Z27, Z26, Z14
+	VBROADCASTSS (DI)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z15
+	VFMADD231PS  Z28, Z25, Z16
+	VFMADD231PS  Z28, Z26, Z17
+	VBROADCASTSS (R8)(R11*4), Z27
+	VFMADD231PS  Z27, Z24, Z18
+	VFMADD231PS  Z27, Z25, Z19
+	VFMADD231PS  Z27, Z26, Z20
+	VBROADCASTSS (R9)(R11*4), Z28
+	VFMADD231PS  Z28, Z24, Z21
+	VFMADD231PS  Z28, Z25, Z22
+	VFMADD231PS  Z28, Z26, Z23
+	ADDQ         48(R14), R11
+	PREFETCHT1   (R13)
+	ADDQ         R15, R13
+	ADDQ         64(R14), R10
+	DECQ         R12
+	JNZ          loopShort
+	DECQ         40(R14)
+	JNZ          runShort
+
+write:
+	MOVQ     16(R14), AX
+	MOVQ     24(R14), R10
+	CMPQ     96(R14), $0x00
+	JE       replace
+	MOVLQSX  (R10), R11
+	VADDPS.Z (AX)(R11*4), Z0, K1, Z0
+	VMOVUPS  Z0, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z1, K2, Z1
+	VMOVUPS  Z1, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z2, K3, Z2
+	VMOVUPS  Z2, K3, 128(AX)(R11*4)
+	MOVLQSX  4(R10), R11
+	VADDPS.Z (AX)(R11*4), Z3, K1, Z3
+	VMOVUPS  Z3, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z4, K2, Z4
+	VMOVUPS  Z4, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z5, K3, Z5
+	VMOVUPS  Z5, K3, 128(AX)(R11*4)
+	MOVLQSX  8(R10), R11
+	VADDPS.Z (AX)(R11*4), Z6, K1, Z6
+	VMOVUPS  Z6, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z7, K2, Z7
+	VMOVUPS  Z7, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z8, K3, Z8
+	VMOVUPS  Z8, K3, 128(AX)(R11*4)
+	MOVLQSX  12(R10), R11
+	VADDPS.Z (AX)(R11*4), Z9, K1, Z9
+	VMOVUPS  Z9, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z10, K2, Z10
+	VMOVUPS  Z10, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z11, K3, Z11
+	VMOVUPS  Z11, K3, 128(AX)(R11*4)
+	MOVLQSX  16(R10), R11
+	VADDPS.Z (AX)(R11*4), Z12, K1, Z12
+	VMOVUPS  Z12, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z13, K2, Z13
+	VMOVUPS  Z13, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z14, K3, Z14
+	VMOVUPS  Z14, K3, 128(AX)(R11*4)
+	MOVLQSX  20(R10), R11
+	VADDPS.Z (AX)(R11*4), Z15, K1, Z15
+	VMOVUPS  Z15, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z16, K2, Z16
+	VMOVUPS  Z16, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z17, K3, Z17
+	VMOVUPS  Z17, K3, 128(AX)(R11*4)
+	MOVLQSX  24(R10), R11
+	VADDPS.Z (AX)(R11*4), Z18, K1, Z18
+	VMOVUPS  Z18, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z19, K2, Z19
+	VMOVUPS  Z19, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z20, K3, Z20
+	VMOVUPS  Z20, K3, 128(AX)(R11*4)
+	MOVLQSX  28(R10), R11
+	VADDPS.Z (AX)(R11*4), Z21, K1, Z21
+	VMOVUPS  Z21, K1, (AX)(R11*4)
+	VADDPS.Z 64(AX)(R11*4), Z22, K2, Z22
+	VMOVUPS  Z22, K2, 64(AX)(R11*4)
+	VADDPS.Z 128(AX)(R11*4), Z23, K3, Z23
+	VMOVUPS  Z23, K3, 128(AX)(R11*4)
 	VZEROUPPER
 	RET
 

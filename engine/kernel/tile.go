@@ -50,6 +50,7 @@ type tileArgs struct {
 	done  int     // 0; the kernel's progress through runs, in bytes
 	ahead uintptr // packed B: memory to fetch for later products, one line for each k, ...
 	pace  int     // ... so many bytes apart
+	long  int     // packed B: 1 if the panel may lie in the second cache, so that its rows are fetched before their use
 }
 
 func twinTiles() tiles {

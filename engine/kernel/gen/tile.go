@@ -26,6 +26,7 @@ const (
 	argDone  = 112
 	argAhead = 120
 	argPace  = 128
+	argLong  = 136
 )
 
 // rowRegs hold the rows of A. R14 and R15 are free in ABI0 code that is not linked dynamically.
@@ -49,7 +50,7 @@ func tiles(w width) {
 	}
 }
 
-// soon is how many k before their use the rows of packed B are fetched into the first cache.
+// soon is how many k before their use the rows of a long panel of B are fetched into the first cache.
 const soon = 8
 
 // tile writes the kernel of rows x v vectors. See tileTwin in package kernel for what it computes.
@@ -118,13 +119,8 @@ func tile(w width, rows, v int, table bool) {
 		}
 	}
 	// A load through a mask takes a place that a multiplication could have, so whole tiles go without.
-	multiply := func(masked bool) {
-		name := func(l string) string {
-			if masked {
-				return l + "Masked"
-			}
-			return l
-		}
+	multiply := func(variant string) {
+		name := func(l string) string { return l + variant }
 		Label(name("run"))
 		MOVQ(field(argRuns), n)
 		ADDQ(field(argDone), n)
@@ -142,7 +138,7 @@ func tile(w width, rows, v int, table bool) {
 				}
 				m = Mem{Base: base, Index: bk, Scale: 4}
 			}
-			if masked {
+			if variant == "Masked" {
 				VMOVUPS_Z(m, masks[i], bv(i))
 			} else {
 				VMOVUPS(m, bv(i))
@@ -159,7 +155,7 @@ func tile(w width, rows, v int, table bool) {
 			ADDQ(Imm(4), b)
 		} else {
 			PREFETCHT1(Mem{Base: ahead})
-			for line := 0; line < v*w.lanes; line += 16 {
+			for line := 0; variant != "Short" && line < v*w.lanes; line += 16 {
 				PREFETCHT0(Mem{Base: b, Disp: 4 * (line + soon*v*w.lanes)})
 			}
 			ADDQ(pace, ahead)
@@ -173,10 +169,18 @@ func tile(w width, rows, v int, table bool) {
 	if table && w.lanes == 16 {
 		CMPQ(field(argCols), Imm(uint64(v*w.lanes)))
 		JGE(LabelRef("run"))
-		multiply(true)
+		multiply("Masked")
 		JMP(LabelRef("write"))
 	}
-	multiply(false)
+	if !table {
+		CMPQ(field(argLong), Imm(0))
+		JE(LabelRef("runShort"))
+	}
+	multiply("")
+	if !table { // the first cache holds a short panel
+		JMP(LabelRef("write"))
+		multiply("Short")
+	}
 	Label("write")
 
 	c, places, off := reg.RAX, reg.R10, reg.R11
