@@ -148,7 +148,11 @@ func (r *Row) costs() report.Table {
 			if c.Tool != "lathe" {
 				parameters = "–"
 			}
-			t.Rows = append(t.Rows, []string{l.name(), fmt.Sprintf("W%dA%d", c.Bits, c.ActBits), parameters, report.Bytes(c.File), fmt.Sprintf("%.5f", c.Cosine), fmt.Sprintf("%.3g", c.KL), fmt.Sprintf("%.1f", c.Seconds), fmt.Sprintf("%.0f", c.PeakMB), runtime})
+			kl := fmt.Sprintf("%.3g", c.KL)
+			if c.KL == 0 && c.Cosine < 1 { // of another definition, and not measured again
+				kl = "–"
+			}
+			t.Rows = append(t.Rows, []string{l.name(), fmt.Sprintf("W%dA%d", c.Bits, c.ActBits), parameters, report.Bytes(c.File), fmt.Sprintf("%.5f", c.Cosine), kl, fmt.Sprintf("%.1f", c.Seconds), fmt.Sprintf("%.0f", c.PeakMB), runtime})
 		}
 	}
 	return t
