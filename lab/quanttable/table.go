@@ -393,12 +393,12 @@ func (o Options) variants(ctx context.Context) ([]Contestant, string, error) {
 	return out, v.Version, nil
 }
 
-// Best is the best cell of a tool at a width, nil if there is none.
+// Best is the best cell of a tool at a width, nil if there is none. Cells that leave a part of the network out do not count.
 func (r *Row) Best(lathe bool, bits int) *Cell {
 	var best *Cell
 	for i := range r.Cells {
 		c := &r.Cells[i]
-		if (c.Tool == "lathe") == lathe && c.Bits == bits && c.Refused == "" && !math.IsNaN(c.Value) && (best == nil || c.Value > best.Value || c.Value == best.Value && c.KL < best.KL) {
+		if (c.Tool == "lathe") == lathe && c.Bits == bits && len(c.Flags) == 0 && c.Refused == "" && !math.IsNaN(c.Value) && (best == nil || c.Value > best.Value || c.Value == best.Value && c.KL < best.KL) {
 			best = c
 		}
 	}
