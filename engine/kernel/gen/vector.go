@@ -38,12 +38,11 @@ func vectors(w width) {
 		e := w.exp(w.xor(x, bits(signBit)))
 		return w.div(w.load(f32(1)), w.add(e, f32(1)))
 	})
-	erf := func() func(x vec) vec { return w.erf }
-	if w.lanes == 16 {
-		erf = func() func(x vec) vec { return newErfTable().at }
-	}
 	prepared(w, "erf", []string{"x"}, 2, func() func(in []vec) vec {
-		f := erf()
+		f := w.erf
+		if w.lanes == 16 {
+			f = newErfTable().at
+		}
 		return func(in []vec) vec { return f(in[0]) }
 	})
 	u("sign", 4, func(x vec) vec { return w.sub(w.mask(gt, x, w.zeros()), w.mask(lt, x, w.zeros())) })
